@@ -1,0 +1,3 @@
+from mengya.cli import main
+
+main()

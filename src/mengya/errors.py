@@ -1,0 +1,14 @@
+"""The one exception for a mistake that the user can mend."""
+
+
+class UserError(ValueError):
+    """One line that says what is wrong, where, and how to mend it.
+
+    The command line prints it without a traceback and exits with code 2. `where` is a file, `file:line`, or a recipe
+    key; `mend` is an instruction ("set model.num_heads to a divisor of 256"). A fault of ours is an `assert` instead.
+    """
+
+    def __init__(self, what: str, *, where: object = None, mend: str | None = None) -> None:
+        self.what, self.where, self.mend = what, where, mend
+        line = what if where is None else f"{where}: {what}"
+        super().__init__(line if mend is None else f"{line} — {mend}")
