@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from mengya.corpus.records import Cloze, Conversation
+from mengya.data.loader import one_pass
+from mengya.data.packing import Examples
 from mengya.data.shards import TokenShards
 from mengya.evaluate.score import Estimate, proportion, ratio
 from mengya.model.transformer import Transformer
+from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.preference import completion_logps
 from mengya.tokenizer.encode import ChatTokenizer
 
@@ -40,6 +43,18 @@ def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], start
         for b, i in enumerate(rows):
             found[i] = logps_B[b].item()
     return found
+
+
+@torch.inference_mode()
+def packed_loss(model: Transformer, examples: Examples, row_length: int) -> float:
+    """Mean −log p of all targets of `examples`, in nats, packed into rows just as in training."""
+    loss, count = 0.0, 0
+    for batch in one_pass(
+        examples, row_length=row_length, micro_batch_rows=_TOKENS_A_BATCH // row_length + 1, pad_id=0
+    ):
+        terms = next_token_loss(model, batch.to(model.output_weight_VC.device))
+        loss, count = loss + terms.loss_sum.item(), count + terms.count
+    return loss / max(1, count)
 
 
 def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:

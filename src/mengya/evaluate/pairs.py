@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from mengya.corpus.records import PreferencePair
+from mengya.data.pairs import render_pairs
 from mengya.evaluate.score import Estimate, proportion
 from mengya.model.heads import RewardModel
 from mengya.tokenizer.encode import ChatTokenizer
@@ -32,28 +33,26 @@ def score_texts(model: RewardModel, sequences: Sequence[Sequence[int]], *, token
     return found
 
 
-def pair_tokens(tokenizer: ChatTokenizer, pair: PreferencePair) -> tuple[list[int], list[int]]:
-    """Prompt with the chosen answer, prompt with the rejected one, both ended."""
-    prompt, _ = tokenizer.render(pair.prompt, add_generation_prompt=True)
-    return tuple([*prompt, *tokenizer.encode(text), tokenizer.end_id] for text in (pair.chosen, pair.rejected))  # type: ignore[return-value]
-
-
 def pair_accuracy(
-    model: RewardModel, tokenizer: ChatTokenizer, pairs: Sequence[PreferencePair]
+    model: RewardModel, tokenizer: ChatTokenizer, pairs: Sequence[PreferencePair], max_tokens: int
 ) -> tuple[Estimate, dict[str, Estimate]]:
-    """Share of pairs whose chosen answer is rewarded more; over all, and by reason (or source, where none is known)."""
-    fitting = [
-        (pair, both)
-        for pair in pairs
-        if max(map(len, both := pair_tokens(tokenizer, pair))) <= model.config.max_positions
-    ]
-    chosen = score_texts(model, [both[0] for _, both in fitting])
-    rejected = score_texts(model, [both[1] for _, both in fitting])
-    hits = [a > b for a, b in zip(chosen, rejected, strict=True)]
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for (pair, _), hit in zip(fitting, hits, strict=True):
-        groups[pair.reason or pair.source].append(hit)
-    return proportion(sum(hits), len(hits)), {name: proportion(sum(h), len(h)) for name, h in sorted(groups.items())}
+    """Share of pairs whose chosen answer is rewarded more; over all, and by reason (by source where none is known).
+
+    Pairs too long for the model are left out, as in training.
+    """
+    groups: list[str] = []
+    sequences: list[Sequence[int]] = []
+    for pair in pairs:
+        rendered, _ = render_pairs([pair], tokenizer, max_tokens=max_tokens)
+        for token_pair in rendered:
+            groups.append(pair.reason or pair.source)
+            sequences += [token_pair.chosen.tolist(), token_pair.rejected.tolist()]
+    scores = score_texts(model, sequences)
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for group, chosen, rejected in zip(groups, scores[::2], scores[1::2], strict=True):
+        hits[group].append(chosen > rejected)
+    total = [hit for group in hits.values() for hit in group]
+    return proportion(sum(total), len(total)), {name: proportion(sum(h), len(h)) for name, h in sorted(hits.items())}
 
 
 def length_only_accuracy(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> Estimate:

@@ -33,13 +33,14 @@ def completion_logps(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tenso
     return torch.zeros(len(ids_BT), device=ids_BT.device).index_add(0, rows_N, logps_N)
 
 
-def dpo_loss(beta: float, label_smoothing: float) -> Callable[[Any, Any], Terms]:
-    """The objective for batches that carry their reference log-probabilities (`batch.reference_logps_B`)."""
+def dpo_loss(reference_logps_N2: Tensor, beta: float, label_smoothing: float) -> Callable[[Any, Any], Terms]:
+    """The objective over `data.pairs.PairBatch`es; `reference_logps_N2[n]` are the frozen reference's log p of pair n's
+    chosen and rejected answer. They never change, so they are computed once, and the reference needs no memory here."""
 
     def objective(model: Any, batch: Any) -> Terms:
-        logps_B = completion_logps(model, batch.ids_BT, batch.completion_BT)
-        chosen_B, rejected_B = logps_B.chunk(2)
-        reference_chosen_B, reference_rejected_B = batch.reference_logps_B.chunk(2)
+        both = batch.both
+        chosen_B, rejected_B = completion_logps(model, both.ids_BT, both.completion_BT).chunk(2)
+        reference_chosen_B, reference_rejected_B = reference_logps_N2[batch.indices_B].unbind(1)
         losses_B = dpo(chosen_B - rejected_B, reference_chosen_B - reference_rejected_B, beta, label_smoothing)
         with torch.no_grad():
             chosen_gain_B = beta * (chosen_B - reference_chosen_B)

@@ -17,8 +17,9 @@ def bradley_terry(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
 
 
 def reward_loss(model: Any, batch: Any) -> Terms:
-    """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`, whose first half of rows are the chosen."""
-    chosen_B, rejected_B = model(batch.ids_BT, batch.lengths_B).chunk(2)
+    """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`; each text is scored at its last token."""
+    both = batch.both
+    chosen_B, rejected_B = model(both.ids_BT, both.lengths_B).chunk(2)
     losses_B = bradley_terry(chosen_B, rejected_B)
     with torch.no_grad():
         sums = {"accuracy": (chosen_B > rejected_B).float().sum(), "margin": (chosen_B - rejected_B).sum()}
