@@ -36,10 +36,8 @@ class ChatTokenizer:
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
         self._foreign = foreign
-        self.end_of_text_id: int = self.backend.token_to_id(end_of_text)
-        self.end_id: int = self.backend.token_to_id(end)
-        assert self.end_of_text_id is not None, end_of_text
-        assert self.end_id is not None, end
+        self.end_of_text_id = template.id_of(self.backend, end_of_text)
+        self.end_id = template.id_of(self.backend, end)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -109,9 +107,10 @@ class StreamDecoder:
 
 
 def load_tokenizer(directory: Path) -> ChatTokenizer:
-    """The tokenizer of a directory that `save_tokenizer` or transformers wrote (tokenizer.json + tokenizer_config.json).
+    """The tokenizer of a directory that `save_tokenizer` or transformers wrote.
 
-    A foreign one keeps its own chat template; without any, text works and `render` is a UserError.
+    It holds tokenizer.json and tokenizer_config.json. A foreign tokenizer keeps its own chat template; where it has
+    none, text works and `render` is a UserError.
     """
     directory = Path(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):

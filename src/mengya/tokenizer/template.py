@@ -33,6 +33,12 @@ CHAT_TEMPLATE = (
 """The same template in Jinja, with transformers' `{% generation %}` marks around what is trained on."""
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    assert index is not None, f"{token!r} is not in the vocabulary"
+    return index
+
+
 def render(
     tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
 ) -> tuple[list[int], list[bool]]:
@@ -42,16 +48,16 @@ def render(
     the tokenizer's `encode_special_tokens` must be set.
     """
     assert tokenizer.encode_special_tokens, "a content could forge special tokens"
-    end_id = tokenizer.token_to_id(END_OF_MESSAGE)
+    end_id = id_of(tokenizer, END_OF_MESSAGE)
     ids: list[int] = []
     trained: list[bool] = []
     for message in messages:
         if message.role not in HEADERS:
             raise UserError(f"role {message.role!r} is not in the chat template", mend=f"use one of {list(ROLES)}")
         content = tokenizer.encode(message.content, add_special_tokens=False).ids
-        ids += [tokenizer.token_to_id(HEADERS[message.role]), *content, end_id]
+        ids += [id_of(tokenizer, HEADERS[message.role]), *content, end_id]
         trained += [False] + [message.role == "assistant"] * (len(content) + 1)
     if add_generation_prompt:
-        ids.append(tokenizer.token_to_id(HEADERS["assistant"]))
+        ids.append(id_of(tokenizer, HEADERS["assistant"]))
         trained.append(False)
     return ids, trained

@@ -50,7 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_characters: in
         )
     sample = _sample(texts, max_characters, seed)
     if not sample:
-        raise UserError("no text to train on", where="tokenizer", mend="see the corpus stage's funnel for what was kept")
+        raise UserError(
+            "no text to train on", where="tokenizer", mend="see the corpus stage's funnel for what was kept"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
