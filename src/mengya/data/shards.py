@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from tokenizers import Tokenizer
 from mengya.corpus import records
 from mengya.corpus.records import Document
 from mengya.errors import UserError
-from mengya.files import atomic_path, read_json, read_jsonl, sha256, sha256_of, write_json
+from mengya.files import atomic_path, read_json, read_jsonl, remove_partials, sha256, sha256_of, write_json
 from mengya.tokenizer.encode import ChatTokenizer
 
 _FORMAT = 1
@@ -65,31 +68,23 @@ def write_shards(
     directory.mkdir(parents=True, exist_ok=True)
     index_file = directory / f"{name}.index.json"
     index_file.unlink(missing_ok=True)  # until the last shard is there, a reader must find nothing
+    remove_partials(directory)
     if isinstance(documents, Path):
         documents = (records.document(row) for row in read_jsonl(documents))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
     finished: dict[int, dict[str, Any]] = {}
     running: deque[tuple[int, Future[dict[str, Any]]]] = deque()
-    serialised = tokenizer.backend.to_str()
-    # Forking a process whose Rust or torch threads hold locks can hang the child: spawn.
-    pool = ProcessPoolExecutor(
-        max(1, num_workers), multiprocessing.get_context("spawn"), _start_worker, (serialised, tokenizer.end_of_text_id)
-    )
-    if num_workers <= 1:
-        _start_worker(serialised, tokenizer.end_of_text_id)
-    with pool:
+    with _workers(num_workers, tokenizer) as submit:
         for number, group in enumerate(_groups(iter(documents), tokenizer, shard_tokens)):
             stem = directory / f"{name}-{number:05d}"
             key = _key(group, tokenizer, dtype)
             done = _finished(stem, key)
             if done is not None:
                 finished[number] = done
-            elif num_workers <= 1:
-                finished[number] = _write_shard(_Job(stem, group, key, dtype))
             else:
-                running.append((number, pool.submit(_write_shard, _Job(stem, group, key, dtype))))
-            while len(running) >= 2 * num_workers:  # bounds the documents in memory
+                running.append((number, submit(_Job(stem, group, key, dtype))))
+            while len(running) >= 2 * max(1, num_workers):  # bounds the documents in memory
                 oldest, future = running.popleft()
                 finished[oldest] = future.result()
         for number, future in running:
@@ -121,7 +116,7 @@ def write_shards(
 
 def _groups(documents: Iterator[Document], tokenizer: ChatTokenizer, shard_tokens: int) -> Iterator[list[Document]]:
     """The documents of each shard in turn."""
-    probe = [document for document, _ in zip(documents, range(_PROBE_DOCUMENTS), strict=False)]
+    probe = list(islice(documents, _PROBE_DOCUMENTS))
     num_tokens = sum(len(ids) + 2 for ids in tokenizer.encode_batch([document.text for document in probe]))
     bytes_per_token = sum(len(document.text.encode()) for document in probe) / max(1, num_tokens)
     group: list[Document] = []
@@ -160,7 +155,41 @@ def _finished(stem: Path, key: str) -> dict[str, Any] | None:
     return shard
 
 
+@contextmanager
+def _workers(num_workers: int, tokenizer: ChatTokenizer) -> Iterator[Callable[[_Job], Future[dict[str, Any]]]]:
+    """What submits a job: to processes, or for one worker to this very process."""
+    setting = (tokenizer.backend.to_str(), tokenizer.end_of_text_id)
+    if num_workers > 1:
+        # Forking a process whose Rust or torch threads hold locks can hang the child: spawn.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, context, _start_process, setting) as pool:
+            yield lambda job: pool.submit(_write_shard, job)
+        return
+
+    def at_once(job: _Job) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        future.set_result(_write_shard(job))
+        return future
+
+    _start_worker(*setting)
+    yield at_once
+
+
 _worker: tuple[Tokenizer, int] | None = None
+
+
+def _start_process(serialised: str, end_of_text_id: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    # A killed parent closes nothing that its workers wait on: without this they would stay for ever.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _start_worker(serialised, end_of_text_id)
 
 
 def _start_worker(serialised: str, end_of_text_id: int) -> None:
@@ -230,6 +259,7 @@ class TokenShards:
         self.index: dict[str, Any] = read_json(index_file)
         self.vocab_size: int = self.index["vocab_size"]
         self.source_names: list[str] = list(self.index["sources"])
+        global_id = {source: index for index, source in enumerate(self.source_names)}
         dtype = np.dtype(self.index["dtype"]).newbyteorder("<")
         self._tokens: list[np.ndarray] = []
         offsets: list[np.ndarray] = []
@@ -246,7 +276,7 @@ class TokenShards:
             self._tokens.append(np.memmap(files["bin"], dtype=dtype, mode="r"))
             offsets.append(_load_npy(files["idx.npy"], (shard["documents"] + 1,), mend))
             shard_facts = _load_npy(files["doc.npy"], (shard["documents"], 2), mend).copy()
-            global_ids = np.array([self.source_names.index(source) for source in shard["sources"]])
+            global_ids = np.array([global_id[source] for source in shard["sources"]])
             shard_facts[:, 0] = global_ids[shard_facts[:, 0]]
             facts.append(shard_facts)
             shard_of.append(np.full(shard["documents"], number, dtype=np.int32))
