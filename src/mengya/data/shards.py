@@ -313,14 +313,6 @@ class TokenShards:
     def fingerprint(self) -> str:
         return sha256_of([shard["key"] for shard in self.index["shards"]])
 
-    def verify(self, directory: Path) -> None:
-        """Read every byte; UserError at the first file whose SHA-256 is not the index's."""
-        for shard in self.index["shards"]:
-            for suffix, expected in shard["sha256"].items():
-                file = Path(directory) / f"{shard['name']}.{suffix}"
-                if sha256(file) != expected:
-                    raise UserError("its contents have changed", where=file, mend="run the shards stage again")
-
 
 def _load_npy(file: Path, shape: tuple[int, ...], mend: str) -> np.ndarray:
     try:
