@@ -14,9 +14,9 @@ class KVCache:
     """A preallocated cache of ragged rows. Row b holds `lengths[b]` tokens at slots 0 ... length - 1.
 
     Slot = position (no left padding), so a query at position p may see the slots <= p of its row and nothing else.
-    What lies beyond a
-    row's length (the right padding of a ragged prefill) is overwritten before any query can see it. Keys and values
-    are (layer, B, K, S, D): with S inside K a layer's slice is a batch of matrices that bmm takes without a copy.
+    What lies beyond a row's length (the right padding of a ragged prefill) is overwritten before any query can see it.
+    Keys and values are (layer, B, K, S, D): with S inside K, a layer's slice is a batch of matrices that bmm takes
+    without a copy.
     """
 
     def __init__(

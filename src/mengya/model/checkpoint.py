@@ -90,7 +90,7 @@ def load_model(
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys() if names is None else names:
-                    weights[name] = _read_tensor(tensors, name, expected, config, file)
+                    weights[name] = _read_tensor(tensors, name, expected, file)
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"not a whole safetensors file ({error})", where=file, mend="copy or download it again"
@@ -106,20 +106,17 @@ def load_model(
                 mend="set tie_word_embeddings to false",
             )
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    if ("score.weight" in weights) != (head == "score"):
+        kinds = ("a language model", "a reward model")
+        is_kind, wanted = kinds if head == "score" else kinds[::-1]
+        raise UserError(f"this is {is_kind}", where=directory, mend=f"give {wanted}")
+    mend = "the weights do not belong to this config.json; restore both"
     for name, shape in expected.items():
         if name not in weights:
-            raise UserError(
-                f"tensor {name!r} {list(shape)} is missing",
-                where=directory,
-                mend=_mend_head(name, head) or "the file does not belong to this config.json; restore both",
-            )
+            raise UserError(f"tensor {name!r} {list(shape)} is missing", where=directory, mend=mend)
     for name in weights:
         if name not in expected:
-            raise UserError(
-                f"unexpected tensor {name!r} {list(weights[name].shape)}",
-                where=directory,
-                mend=_mend_head(name, head) or "the file does not belong to this config.json; restore both",
-            )
+            raise UserError(f"unexpected tensor {name!r} {list(weights[name].shape)}", where=directory, mend=mend)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.to(device)
 
@@ -142,24 +139,13 @@ def check_tokenizer(config: ModelConfig, tokenizer_vocab_size: int, where: objec
         )
 
 
-def _mend_head(name: str, head: Head) -> str | None:
-    """What to do when the tensor tells that the directory holds the other kind of model."""
-    if name == "score.weight" and head == "lm":
-        return "this is a reward model; give a language model"
-    if name in ("score.weight", "lm_head.weight") and head == "score":
-        return "this is a language model; give a reward model"
-    return None
-
-
-def _read_tensor(
-    tensors: Any, name: str, expected: dict[str, tuple[int, ...]], config: ModelConfig, file: Path
-) -> Tensor:
+def _read_tensor(tensors: Any, name: str, expected: dict[str, tuple[int, ...]], file: Path) -> Tensor:
     shape = tuple(tensors.get_slice(name).get_shape())
     if name in expected and shape != expected[name]:
         raise UserError(
             f"tensor {name!r} has shape {list(shape)}, config.json makes it {list(expected[name])}",
             where=file,
-            mend="the file does not belong to this config.json; restore both",
+            mend="the weights do not belong to this config.json; restore both",
         )
     return tensors.get_tensor(name).float()
 
