@@ -95,7 +95,7 @@ class BrokenFile(Exception):
 
 
 class TextStream:
-    """A file's decompressed bytes as lines or decoded chunks; `head` is the first MiB, `line` the last line's number."""
+    """A file's decompressed bytes as lines or chunks of text; `head` is the first MiB, `line` the line last read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

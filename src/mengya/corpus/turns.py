@@ -39,7 +39,7 @@ class FormatError(ValueError):
 
 
 def as_text(value: Any, repairs: Counter[str]) -> str:
-    """The text of a field: a string, or a list of strings or of {"text"} joined by line ends ("joined_list"); null is ""."""
+    """The text of a field: a string, or a list's strings or {"text"} joined by line ends ("joined_list"); null: ""."""
     if value is None:
         return ""
     if isinstance(value, str):
