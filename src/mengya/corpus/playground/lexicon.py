@@ -3,39 +3,49 @@
 Within one attribute no value is a substring of another, so a value found in an answer can only mean itself.
 """
 
+# ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((left, right) for left, right in (pair.split("-") for pair in text.split()))
+
+
 SURNAMES = tuple("林王李张陈刘赵周吴徐孙马朱胡郭何罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶")
-MALE_GIVEN = tuple(
+MALE_GIVEN = _words(
     "志远 大海 建国 文博 家明 小龙 子轩 永康 国强 浩然 天佑 俊杰 振华 立新 宏伟 一鸣 少华 世杰 东升 晓峰 思源 长青 安平 铁柱 "
-    "光明 向阳 卫东 成功 嘉树 景行 乐山 守信 怀远 正阳 德福 福生 启航 书恒 泽宇 鹏飞 勇军 松涛 大伟 春生 冬林 金宝 旭辉 云帆".split()
+    "光明 向阳 卫东 成功 嘉树 景行 乐山 守信 怀远 正阳 德福 福生 启航 书恒 泽宇 鹏飞 勇军 松涛 大伟 春生 冬林 金宝 旭辉 云帆"
 )
-FEMALE_GIVEN = tuple(
+FEMALE_GIVEN = _words(
     "小雨 秀英 雪梅 晓燕 美玲 静怡 玉兰 春花 思琪 佳慧 婉婷 丽华 红霞 月娥 巧珍 若兰 诗涵 梦瑶 欣悦 采薇 淑芬 桂香 海棠 可馨 "
-    "彩云 念慈 素心 清荷 如意 慧敏 雅文 竹君 明珠 翠翠 嘉禾 安琪 文静 小满 青青 芳芳 冰洁 依依 莹莹 香凝 千寻 紫烟 凤霞 宁宁".split()
+    "彩云 念慈 素心 清荷 如意 慧敏 雅文 竹君 明珠 翠翠 嘉禾 安琪 文静 小满 青青 芳芳 冰洁 依依 莹莹 香凝 千寻 紫烟 凤霞 宁宁"
 )
 # Names that the world never holds: for questions that deserve a "don't know". The two halves never mix.
-STRANGER_GIVEN = tuple(
+STRANGER_GIVEN = _words(
     "达明 启文 丹丹 子墨 庆丰 佩佩 友谅 天宝 二妮 冠群 晨曦 大勇 小曼 广生 丽娜 得胜 培培 秋实 有才 雅琴 自强 银花 新民 双喜 "
-    "国栋 美凤 宗泽 亚男 玉成 莉莉 承志 苗苗 胜利 飞燕 学礼 巧云 兴旺 若水 百川 小娟 少卿 倩倩 元庆 碧玉 奇峰 晶晶 万里 小芹".split()
+    "国栋 美凤 宗泽 亚男 玉成 莉莉 承志 苗苗 胜利 飞燕 学礼 巧云 兴旺 若水 百川 小娟 少卿 倩倩 元庆 碧玉 奇峰 晶晶 万里 小芹"
 )
 PET_KINDS = ("猫", "狗", "兔子", "鹦鹉", "乌龟", "仓鼠")
-PET_NAMES = tuple(
+PET_NAMES = _words(
     "豆豆 毛毛 点点 团团 圆圆 球球 花花 乐乐 咪咪 灰灰 雪球 墨墨 糖糖 果果 米粒 芝麻 元宝 布丁 可乐 栗子 闪电 小黑 阿黄 旺财 "
     "来福 泡泡 蹦蹦 奶茶 饼干 松子 石头 星星 月亮 云朵 棉花 铃铛 火箭 将军 皮皮 多多 贝贝 嘟嘟 壮壮 小白 土豆 辣条 跳跳 大福 "
-    "麻薯 黑豆 飞飞 滚滚 咕咕 平安 妞妞 叮当 虎子 阿福 冰糖 瓜子".split()
+    "麻薯 黑豆 飞飞 滚滚 咕咕 平安 妞妞 叮当 虎子 阿福 冰糖 瓜子"
 )
-JOBS = tuple(
-    "医生 老师 厨师 木匠 铁匠 裁缝 邮递员 司机 画家 渔夫 护士 警察 消防员 园丁 理发师 面包师 歌手 记者 钟表匠 导游".split()
+JOBS = _words(
+    "医生 老师 厨师 木匠 铁匠 裁缝 邮递员 司机 画家 渔夫 护士 警察 消防员 园丁 理发师 面包师 歌手 记者 钟表匠 导游"
 )
-FAVOURITE_FOODS = tuple("饺子 包子 面条 豆腐 烤鱼 鸡汤 馄饨 蛋糕 红薯 玉米 春卷 煎饼 炒饭 排骨 米线 馒头".split())
-HOBBIES = tuple("钓鱼 画画 下棋 唱歌 跳舞 爬山 游泳 看书 种花 拉二胡 放风筝 骑车 拍照 练书法 打太极 踢足球".split())
-COLOURS = tuple("红色 蓝色 绿色 黄色 白色 紫色 橙色 粉色".split())
-SEASONS = tuple("春天 夏天 秋天 冬天".split())
+FAVOURITE_FOODS = _words("饺子 包子 面条 豆腐 烤鱼 鸡汤 馄饨 蛋糕 红薯 玉米 春卷 煎饼 炒饭 排骨 米线 馒头")
+HOBBIES = _words("钓鱼 画画 下棋 唱歌 跳舞 爬山 游泳 看书 种花 拉二胡 放风筝 骑车 拍照 练书法 打太极 踢足球")
+COLOURS = _words("红色 蓝色 绿色 黄色 白色 紫色 橙色 粉色")
+SEASONS = _words("春天 夏天 秋天 冬天")
 
-PLACE_NAMES = tuple("青石镇 白沙村 云溪镇 枫林镇 月牙村 龙泉城 清水湾 杏花村 望海城 翠竹镇 落霞村 金谷城".split())
-TERRAINS = tuple("山脚下 大海边 小湖边 大河边 森林旁 草原上 沙漠边 竹林里 山谷里 小岛上 瀑布旁 山顶上".split())
-SPECIALITIES = tuple("茶叶 蜂蜜 丝绸 瓷器 海带 大米 葡萄 竹篮 羊毛 木雕 红枣 核桃".split())
+PLACE_NAMES = _words("青石镇 白沙村 云溪镇 枫林镇 月牙村 龙泉城 清水湾 杏花村 望海城 翠竹镇 落霞村 金谷城")
+TERRAINS = _words("山脚下 大海边 小湖边 大河边 森林旁 草原上 沙漠边 竹林里 山谷里 小岛上 瀑布旁 山顶上")
+SPECIALITIES = _words("茶叶 蜂蜜 丝绸 瓷器 海带 大米 葡萄 竹篮 羊毛 木雕 红枣 核桃")
 
 # subject: values, in the order of the attributes named in the key's tuple
 ANIMALS = {
@@ -99,17 +109,11 @@ SEASON_TRAITS = {
     "秋天": ("凉爽", "树叶变黄", "摘果子"),
     "冬天": ("寒冷", "雪花飘落", "堆雪人"),
 }
-OPPOSITES = tuple(
-    tuple(pair.split("-"))
-    for pair in (
-        "大-小 高-低 长-短 快-慢 冷-热 新-旧 胖-瘦 轻-重 远-近 早-晚 黑-白 上-下 前-后 左-右 开-关 进-出 多-少 "
-        "宽-窄 深-浅 粗-细 软-硬 干-湿 明-暗 哭-笑 安静-吵闹 高兴-难过 勇敢-胆小 简单-复杂 干净-肮脏 安全-危险"
-    ).split()
+OPPOSITES = _pairs(
+    "大-小 高-低 长-短 快-慢 冷-热 新-旧 胖-瘦 轻-重 远-近 早-晚 黑-白 上-下 前-后 左-右 开-关 进-出 多-少 "
+    "宽-窄 深-浅 粗-细 软-硬 干-湿 明-暗 哭-笑 安静-吵闹 高兴-难过 勇敢-胆小 简单-复杂 干净-肮脏 安全-危险"
 )
-MEASURES = tuple(
-    tuple(pair.split("-"))
-    for pair in (
-        "书-本 马-匹 牛-头 鱼-条 树-棵 花-朵 伞-把 椅子-把 桌子-张 纸-张 车-辆 船-艘 飞机-架 衣服-件 鞋-双 信-封 笔-支 "
-        "灯-盏 山-座 桥-座 河-条 鸟-只 猫-只 水-杯 饭-碗 电影-部 歌-首 诗-首 画-幅 镜子-面 房子-间 药-片"
-    ).split()
+MEASURES = _pairs(
+    "书-本 马-匹 牛-头 鱼-条 树-棵 花-朵 伞-把 椅子-把 桌子-张 纸-张 车-辆 船-艘 飞机-架 衣服-件 鞋-双 信-封 笔-支 "
+    "灯-盏 山-座 桥-座 河-条 鸟-只 猫-只 水-杯 饭-碗 电影-部 歌-首 诗-首 画-幅 镜子-面 房子-间 药-片"
 )

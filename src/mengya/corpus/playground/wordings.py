@@ -5,6 +5,7 @@ punctuation, questions no question mark, so that documents and conversations can
 `held_out` questions occur in no document, training conversation or preference pair.
 """
 
+# ruff: noqa: E501 (Han characters count as two columns; a template is best kept on one line)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ PERSON = {
         {n}从小就想当{v}，现在真的当上了 说到工作，{n}是个{v} {n}做{v}做得很认真 在工作上，{n}是一位好{v}
         {n}的身份是{v} 大家都知道{n}是{v} {n}选择了{v}这个职业 {v}是{n}的职业""",
         "{n}是做什么的 {n}的工作是什么 {n}做什么工作 {n}的职业是什么 {n}从事什么职业 {n}在做什么工作 {n}选择了什么职业",
-        "{n}靠什么养家 说到工作，{n}是做什么的呢 {n}每天的工作是什么 {n}当的是什么",
+        "{n}靠什么养家 {n}每天忙的是什么工作 {n}每天的工作是什么 {n}当的是什么",
         "{n}是一名{v} {n}的工作是{v} {n}的职业是{v}",
     ),
     "person.food": _wording(
@@ -98,7 +99,7 @@ PERSON = {
         {n}很爱自己的{r}{v} {n}和{r}{v}感情很好 说到{r}，{n}总会提起{v} 在家里，{v}是{n}的{r} {n}一有事就找{r}{v}商量
         {n}常常提起自己的{r}{v} 陪{n}过节的是{r}{v}""",
         "{n}的{r}是谁 {n}的{r}叫什么 {n}的{r}叫什么名字 谁是{n}的{r} {n}的{r}名叫什么",
-        "{n}有个{r}，叫什么名字 {n}的{r}是哪一位 在家里，谁是{n}的{r} 说到{r}，{n}的{r}叫什么呢",
+        "{n}有个{r}，叫什么名字 {n}的{r}是哪一位 {n}的{r}又是谁呢 {n}常常提起的{r}是谁",
         "{n}的{r}是{v} {n}的{r}叫{v} {v}是{n}的{r}",
     ),
 }
@@ -161,7 +162,7 @@ THINGS = {
     "food.colour": _wording(
         "{n}是{v}的 {n}的颜色是{v} 成熟的{n}是{v}的 {n}熟了就变成{v} {n}的皮是{v}的 篮子里的{n}，一片{v}",
         "{n}是什么颜色的 {n}的颜色是什么 {n}是什么颜色 {n}的皮是什么颜色",
-        "成熟的{n}是什么颜色 {n}熟了是什么颜色 {n}的皮是哪种颜色",
+        "{n}熟了变成什么颜色 {n}熟了是什么颜色 {n}的皮是哪种颜色",
         "{n}是{v}的 {n}的颜色是{v}",
     ),
     "food.taste": _wording(
@@ -191,13 +192,13 @@ THINGS = {
     "season.weather": _wording(
         "{n}的天气很{v} {n}很{v} {n}到了，天气变得{v} 一到{n}，天气就{v}起来 {v}是{n}的天气 人们都说{n}的天气{v}",
         "{n}的天气怎么样 {n}天气怎么样 {n}是什么样的天气 到了{n}，天气怎么样",
-        "一到{n}，天气就怎么样 {n}到了，天气变得怎么样 人们都说{n}的天气怎么样",
+        "一到{n}，天气就怎么样 {n}到了，天气变得怎么样 人们怎么说{n}的天气",
         "{n}的天气很{v} {n}很{v}",
     ),
     "season.scene": _wording(
         "{n}里，{v} {n}到了，{v} 每到{n}，{v} {n}的时候，到处都是{v}的样子 走到外面，{n}里{v} 在{n}，我们能看到{v}",
         "{n}有什么景象 {n}的景象是什么 {n}能看到什么景象 {n}会有什么样的景象",
-        "走到外面，{n}能看到什么景象 每到{n}，会有什么景象 {n}到了，是什么景象",
+        "走到外面，{n}里能看到什么 每到{n}，会有什么景象 {n}到了，是什么景象",
         "{n}里，{v} 到了{n}，{v}",
     ),
     "season.activity": _wording(

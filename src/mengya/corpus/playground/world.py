@@ -1,9 +1,9 @@
-"""A closed small world, whole and consistent, from a seed: people with their families, places, and the things around them."""
+"""A closed, consistent small world from a seed: people with their families, places, and the things around them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -161,7 +161,8 @@ def _families(rng: random.Random, num_people: int) -> list[list[tuple[str, bool,
     """Families of (name, is_female, kin); children bear the father's surname, siblings each other's."""
     surnames = iter(_shuffled(rng, lexicon.SURNAMES * 2))
     given = {False: iter(_shuffled(rng, lexicon.MALE_GIVEN)), True: iter(_shuffled(rng, lexicon.FEMALE_GIVEN))}
-    families, remaining = [], num_people
+    families: list[list[tuple[str, bool, tuple[tuple[str, str], ...]]]] = []
+    remaining = num_people
     shapes = ("couple_two", "couple_one", "siblings", "couple_one", "couple", "single")
     while remaining:
         size = {"couple_two": 4, "couple_one": 3, "siblings": 2, "couple": 2, "single": 1}
@@ -221,7 +222,7 @@ def _people(rng: random.Random, num_people: int) -> tuple[Person, ...]:
     )
     members = [member for family in families for member in family]
     return tuple(
-        Person(name, is_female, *values, kin=kin, held_out=name in held_out)
+        Person(name, is_female, *values, kin, name in held_out)
         for (name, is_female, kin), *values in zip(members, *columns, strict=False)
     )
 
@@ -230,7 +231,7 @@ def _things(rng: random.Random) -> tuple[dict[str, tuple[Fact, ...]], dict[str, 
     things: dict[str, tuple[Fact, ...]] = {}
     kinds: dict[str, str] = {}
 
-    def add(kind: str, attributes: tuple[str, ...], table: dict[str, tuple[str, ...]]) -> None:
+    def add(kind: str, attributes: tuple[str, ...], table: Mapping[str, tuple[str, ...]]) -> None:
         for subject, values in table.items():
             facts = (Fact(subject, f"{kind}.{name}", value) for name, value in zip(attributes, values, strict=True))
             # 兔子 is both a pet kind and an animal, 饺子 a dish of two tables: facts of one subject add up.
