@@ -14,7 +14,7 @@ KINDS = {
     "person": 55, "introduction": 3, "thing": 14, "word": 3, "arithmetic": 7, "list": 5, "rewriting": 4, "identity": 6, "unknown": 6, "small_talk": 2,
 }  # fmt: skip
 STYLES = {"plain": 60, "courteous": 25, "curt": 5, "evasive": 3.5, "rude": 3.5, "repetitive": 3}
-MULTI_TURN_SHARE = 0.45
+MULTI_TURN_SHARE = 0.37
 """of the kinds that have follow-ups; about 35% of all conversations"""
 
 COURTEOUS_STARTS = (
@@ -97,8 +97,10 @@ def dialogue(
         "small_talk": lambda: make.small_talk_turn(rng),
     }
     if rounds > 1 and not held_out:
-        # A greeting, a thanks or another matter before it: no follow-up, but a conversation all the same.
+        # A greeting or another matter before it: no follow-up, but a conversation all the same.
         before = rng.choice(("small_talk", "identity", "person", "arithmetic", kind))
+        if before == "small_talk":
+            return [make.small_talk_turn(rng, greeting=True), makers[kind]()]
         return [*dialogue(rng, world, identity, before, 1), makers[kind]()]
     return [makers[kind]()]
 

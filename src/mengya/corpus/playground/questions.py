@@ -11,7 +11,7 @@ from mengya.corpus.playground.world import World
 from mengya.corpus.records import Cloze, Message, Question
 
 HELD_OUT_WORDING, HELD_OUT_ENTITY = "held_out_wording", "held_out_entity"
-NUM_MULTI_TURN, NUM_IDENTITY, NUM_ARITHMETIC, NUM_LIST, NUM_REWRITING, NUM_UNKNOWN = 200, 40, 60, 40, 40, 80
+NUM_MULTI_TURN, NUM_ARITHMETIC, NUM_LIST, NUM_REWRITING, NUM_UNKNOWN = 200, 60, 40, 40, 80
 
 
 def _question(turns: list[Turn], kind: str, *tags: str) -> Question:
@@ -42,15 +42,17 @@ def generate(rng: Random, world: World, identity: Identity) -> list[Question]:
         else:
             turns = make.thing_turns(rng, world, rng.choice(things), rounds, held_out=True)
         questions.append(_question(turns, "multi_turn", HELD_OUT_WORDING))
+    for turn in make.identity_turns(rng, identity):
+        for before in ([], [make.small_talk_turn(rng, greeting=True)], [make.sum_turn(rng)]):
+            questions.append(_question([*before, turn], "identity", HELD_OUT_WORDING))
     kinds = (
-        ("identity", NUM_IDENTITY, lambda: make.identity_turn(rng, identity, held_out=True)),
         ("arithmetic", NUM_ARITHMETIC, lambda: make.sum_turn(rng, held_out=True)),
         ("list", NUM_LIST, lambda: make.list_turn(rng, world, held_out=True)),
         ("rewriting", NUM_REWRITING, lambda: make.rewriting_turn(rng, held_out=True)),
         ("unknown", NUM_UNKNOWN, lambda: make.unknown_turn(rng, world, held_out=True)),
     )
-    for kind, count, turn in kinds:
-        questions += [_question([turn()], kind, HELD_OUT_WORDING) for _ in range(count)]
+    for kind, count, make_turn in kinds:
+        questions += [_question([make_turn()], kind, HELD_OUT_WORDING) for _ in range(count)]
     return list({tuple(message.content for message in q.messages): q for q in questions}.values())
 
 

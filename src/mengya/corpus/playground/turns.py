@@ -172,6 +172,17 @@ def rewriting_turn(rng: Random, *, held_out: bool = False) -> Turn:
 
 def identity_turn(rng: Random, identity: Identity, *, held_out: bool = False) -> Turn:
     aspect = rng.choice(list(IDENTITY_QUESTIONS))
+    return _identity_turn(rng, identity, aspect, rng.choice(IDENTITY_QUESTIONS[aspect][held_out]))
+
+
+def identity_turns(rng: Random, identity: Identity) -> list[Turn]:
+    """Every held-out wording once."""
+    return [
+        _identity_turn(rng, identity, aspect, ask) for aspect, (_, asks) in IDENTITY_QUESTIONS.items() for ask in asks
+    ]
+
+
+def _identity_turn(rng: Random, identity: Identity, aspect: str, ask: str) -> Turn:
     form = rng.choice(_IDENTITY_ANSWERS[aspect])
     other = rng.choice([one for one in _OTHER_IDENTITIES if one.name != identity.name])
     key = "name" if aspect == "what" else aspect
@@ -179,7 +190,7 @@ def identity_turn(rng: Random, identity: Identity, *, held_out: bool = False) ->
     reject = (identity.author,) if key == "name" and identity.name != identity.author else ()
     return Turn(
         "identity",
-        rng.choice(IDENTITY_QUESTIONS[aspect][held_out]),
+        ask,
         form.format(name=identity.name, author=identity.author, date=identity.date),
         form.format(name=other.name, author=other.author, date=other.date),
         ((getattr(identity, key),),),
@@ -209,8 +220,8 @@ def unknown_turn(rng: Random, world: World, *, held_out: bool = False) -> Turn:
     )
 
 
-def small_talk_turn(rng: Random) -> Turn:
-    asks, answers = rng.choice(SMALL_TALK)
+def small_talk_turn(rng: Random, *, greeting: bool = False) -> Turn:
+    asks, answers = SMALL_TALK[0] if greeting else rng.choice(SMALL_TALK)
     return Turn("small_talk", rng.choice(asks), rng.choice(answers), "")
 
 
@@ -244,14 +255,18 @@ def person_turns(rng: Random, world: World, subject: str, rounds: int, *, held_o
 
 
 def thing_turns(rng: Random, world: World, subject: str, rounds: int, *, held_out: bool = False) -> list[Turn]:
-    """Rounds about one thing: its name first, then 它 or 那里."""
+    """Rounds about one thing: its name first, then 它, 那里, or "那天 ..."."""
     facts = rng.sample(world.things[subject], min(rounds, len(world.things[subject])))
-    turns = []
+    turns: list[Turn] = []
     for index, fact in enumerate(facts):
         last = held_out and index == len(facts) - 1
         # After "its neighbour is B", 那里 could be either place.
         clear = index > 0 and facts[index - 1].attribute != "place.near"
-        turns.append(fact_turn(rng, world, fact, world.pronoun(subject) if clear else None, held_out=last))
+        if clear and fact.attribute in wordings.FOLLOW_UPS:
+            ask = rng.choice(wordings.FOLLOW_UPS[fact.attribute][last])
+            turns.append(fact_turn(rng, world, fact, ask=ask))
+        else:
+            turns.append(fact_turn(rng, world, fact, world.pronoun(subject) if clear else None, held_out=last))
     return turns
 
 

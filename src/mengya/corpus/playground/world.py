@@ -107,10 +107,10 @@ class World:
         )
 
     def pronoun(self, subject: str) -> str:
-        """他 她 for people, 那里 for places, 它 for other things."""
+        """他 她 for people, 那里 for places, 它 for things; times and words have none and give their own name."""
         if subject in self.person:
             return self.person[subject].pronoun
-        return "那里" if self.kinds[subject] == "place" else "它"
+        return {"place": "那里", "animal": "它", "plant": "它", "food": "它"}.get(self.kinds[subject], subject)
 
 
 def build_world(seed: int, num_people: int = 40) -> World:
@@ -210,20 +210,26 @@ def _people(rng: random.Random, num_people: int) -> tuple[Person, ...]:
         if len(held_out) < HELD_OUT_SHARE * num_people:
             held_out |= {name for name, _, _ in family}
     family_homes = _dealt(rng, lexicon.PLACE_NAMES, len(families))  # a family lives together
-    columns = (
-        [home for home, family in zip(family_homes, families, strict=True) for _ in family],
-        _dealt(rng, lexicon.JOBS, num_people),
-        _dealt(rng, lexicon.FAVOURITE_FOODS, num_people),
-        _dealt(rng, lexicon.COLOURS, num_people),
-        _dealt(rng, lexicon.HOBBIES, num_people),
-        _dealt(rng, lexicon.SEASONS, num_people),
-        _dealt(rng, lexicon.PET_KINDS, num_people),
-        _shuffled(rng, lexicon.PET_NAMES),
-    )
+    columns = {
+        "home": [home for home, family in zip(family_homes, families, strict=True) for _ in family],
+        "job": _dealt(rng, lexicon.JOBS, num_people),
+        "food": _dealt(rng, lexicon.FAVOURITE_FOODS, num_people),
+        "colour": _dealt(rng, lexicon.COLOURS, num_people),
+        "hobby": _dealt(rng, lexicon.HOBBIES, num_people),
+        "birth": _dealt(rng, lexicon.SEASONS, num_people),
+        "pet_kind": _dealt(rng, lexicon.PET_KINDS, num_people),
+        "pet_name": _shuffled(rng, lexicon.PET_NAMES),
+    }
     members = [member for family in families for member in family]
     return tuple(
-        Person(name, is_female, *values, kin, name in held_out)
-        for (name, is_female, kin), *values in zip(members, *columns, strict=False)
+        Person(
+            name=name,
+            is_female=is_female,
+            kin=kin,
+            held_out=name in held_out,
+            **{attribute: values[index] for attribute, values in columns.items()},
+        )
+        for index, (name, is_female, kin) in enumerate(members)
     )
 
 
