@@ -1,0 +1,186 @@
+"""What the report calls things: stages and metrics in both languages, and how a value is written.
+
+A metric is named STAGE.NAME in manifests; the words hang on NAME alone, so they are the same for every stage. A name
+that is not here is shown as it stands: a new metric appears in the report before anyone has named it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from mengya.console import duration, number
+
+Kind = Literal["number", "percent", "seconds", "bytes", "count"]
+
+
+class Words(NamedTuple):
+    zh: str
+    en: str
+    kind: Kind = "number"
+
+
+STAGES = {
+    "corpus": Words("语料", "Corpus"),
+    "tokenizer": Words("分词器", "Tokenizer"),
+    "shards": Words("分片", "Token shards"),
+    "pretrain": Words("预训练", "Pretraining"),
+    "sft": Words("指令微调", "Instruction tuning"),
+    "reward": Words("奖励模型", "Reward model"),
+    "dpo": Words("直接偏好优化", "DPO"),
+    "ppo": Words("强化学习", "PPO"),
+    "grpo": Words("组相对强化学习", "GRPO"),
+    "evaluate": Words("评测", "Evaluation"),
+}
+
+METRICS = {
+    "bits_per_byte": Words("每字节比特", "bits per byte"),
+    "loss": Words("训练损失", "training loss"),
+    "validation_loss": Words("验证损失", "validation loss"),
+    "unigram_loss": Words("一元模型损失", "unigram baseline loss"),
+    "trigram_loss": Words("三元模型损失", "trigram baseline loss"),
+    "cloze_accuracy": Words("填空正确率", "cloze accuracy", "percent"),
+    "qa_accuracy": Words("问答正确率", "question accuracy", "percent"),
+    "multi_turn_accuracy": Words("多轮正确率", "multi-turn accuracy", "percent"),
+    "identity_accuracy": Words("身份正确率", "identity accuracy", "percent"),
+    "arithmetic_accuracy": Words("算术正确率", "arithmetic accuracy", "percent"),
+    "gold_score": Words("金标得分", "gold score"),
+    "gold": Words("金标得分（护栏题）", "gold score, guard prompts"),
+    "repetition": Words("重复度", "repetition", "percent"),
+    "refusal_rate": Words("拒答率", "refusal rate", "percent"),
+    "pair_accuracy": Words("成对判断正确率", "pair accuracy", "percent"),
+    "length_only_accuracy": Words("仅凭长度的正确率", "length-only baseline", "percent"),
+    "win_rate_vs_sft": Words("对指令微调的胜率", "win rate against SFT", "percent"),
+    "kl_to_sft": Words("与指令微调的 KL", "KL to SFT, nats"),
+    "exact_duplicate_recall": Words("完全重复召回率", "exact-duplicate recall", "percent"),
+    "near_duplicate_recall": Words("近似重复召回率", "near-duplicate recall", "percent"),
+    "near_duplicate_precision": Words("近似重复精确率", "near-duplicate precision", "percent"),
+    "chars_per_token": Words("每词元字符数", "characters per token"),
+    "bytes_per_token": Words("每词元字节数", "bytes per token"),
+    "vocab_size": Words("词表大小", "vocabulary", "count"),
+    "tokens": Words("词元数", "tokens", "count"),
+    "parameters": Words("参数量", "parameters", "count"),
+    "tokens_per_second": Words("每秒词元", "tokens per second", "count"),
+    "seconds": Words("用时", "time", "seconds"),
+    "peak_memory_bytes": Words("内存峰值", "peak memory", "bytes"),
+    "lr": Words("学习率", "learning rate"),
+    "grad_norm": Words("梯度范数", "gradient norm"),
+    "reward": Words("奖励", "reward"),
+    "kl": Words("KL 散度", "KL, nats per answer"),
+    "kl_coefficient": Words("KL 系数", "KL coefficient"),
+    "entropy": Words("熵", "entropy, nats per token"),
+    "value_loss": Words("价值损失", "value loss"),
+    "length": Words("回答长度", "answer length, tokens"),
+    "end_rate": Words("正常结束比例", "ended answers", "percent"),
+    "accuracy": Words("成对判断正确率", "pair accuracy", "percent"),
+    "validation_accuracy": Words("验证正确率", "validation accuracy", "percent"),
+    "margin": Words("奖励差", "reward margin"),
+    "documents": Words("文档", "documents", "count"),
+    "records": Words("条数", "records", "count"),
+    "characters": Words("字符", "characters", "count"),
+}
+
+STEPS_AND_REASONS = {
+    "read": "读入",
+    "normalised": "规范化",
+    "normalise": "规范化",
+    "rules": "规则过滤",
+    "filter": "规则过滤",
+    "boilerplate": "样板文字",
+    "exact": "完全去重",
+    "near": "近似去重",
+    "exact_duplicate": "完全重复",
+    "near_duplicate": "近似重复",
+    "kept": "保留",
+    "train": "训练集",
+    "validation": "验证集",
+    "too_short": "过短",
+    "too_long": "过长",
+    "han_share": "汉字太少",
+    "symbol_share": "符号太多",
+    "digit_share": "数字太多",
+    "url_share": "网址太多",
+    "repeated_lines": "重复行",
+    "repeated_ngrams": "重复片段",
+    "spam": "广告",
+    "advertisement": "广告",
+    "empty": "空",
+    "invalid_json": "不是 JSON",
+    "missing_field": "缺字段",
+    "undecodable": "无法解码",
+    "nul_bytes": "含 NUL 字节",
+    "correct": "对错",
+    "right": "对错",
+    "evasive": "回避",
+    "repetitive": "啰嗦重复",
+    "polite": "礼貌",
+    "rude": "无礼",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured number with its 95% interval and sample size, where they are known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+def as_value(raw: Any) -> Value | None:
+    """A metric of a manifest (a number, or {"value", "low", "high", "n"}); None where there is no finite number."""
+    if isinstance(raw, dict):
+        parts = {key: raw.get(key) for key in ("value", "low", "high", "n")}
+    else:
+        parts = {"value": raw, "low": None, "high": None, "n": None}
+    main = parts["value"]
+    if isinstance(main, bool) or not isinstance(main, int | float) or not math.isfinite(main):
+        return None
+    return Value(**parts)  # type: ignore[arg-type]
+
+
+def metric_words(name: str) -> Words:
+    """Words for `STAGE.NAME`, `STAGE.NAME.PART` or a bare NAME."""
+    parts = name.split(".")
+    for part in (parts if parts[0] not in STAGES else parts[1:]) or parts:
+        if part in METRICS:
+            rest = parts[parts.index(part) + 1 :]
+            suffix = f" · {'.'.join(rest)}" if rest else ""
+            known = METRICS[part]
+            return Words(known.zh + suffix, known.en + suffix, known.kind)
+    plain = (parts[-1] if len(parts) > 1 else name).replace("_", " ")
+    kind: Kind = "percent" if plain.endswith(("accuracy", "rate", "recall", "precision", "share")) else "number"
+    return Words("", plain, kind)
+
+
+def shown(name: str, value: float, *, signed: bool = False) -> str:
+    """The value as the metric's kind is written; a signed percent is a difference in percentage points."""
+    kind = metric_words(name).kind
+    sign = "+" if signed and value > 0 else "−" if value < 0 else ""
+    size = abs(value)
+    if kind == "percent":
+        return f"{sign}{100 * size:.1f}" + (" pp" if signed else "%")
+    if kind == "seconds":
+        return sign + (f"{size:.1f} s" if size < 60 else duration(size))
+    if kind == "bytes":
+        return sign + (f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB")
+    if kind == "count":
+        return sign + short_count(size)
+    return sign + (f"{size:.3f}" if 0.001 <= size < 10 else number(size))
+
+
+def interval(name: str, value: Value) -> str:
+    """`[78.1%, 86.0%]`, or nothing where no interval is known."""
+    if value.low is None or value.high is None:
+        return ""
+    return f"[{shown(name, value.low)}, {shown(name, value.high)}]"
+
+
+def short_count(value: float) -> str:
+    """`9,812`, `2.31 M`, `1.1 B`: counts above a hundred thousand by their first three digits."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:,.0f}"
