@@ -16,6 +16,7 @@ import torch
 
 from mengya.console import MetricsLog, Progress, say
 from mengya.corpus.records import Message
+from mengya.errors import Interrupted
 from mengya.evaluate.answers import SAMPLED, Answers, answer
 from mengya.generate.sampling import Sampling
 from mengya.model.heads import RewardModel
@@ -27,7 +28,7 @@ from mengya.rl.rewards import Scale, combine, reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
 from mengya.settings import PPOSettings
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.loop import Interrupted, deferred_signals, optimizer_step, select
+from mengya.train.loop import deferred_signals, optimizer_step, select
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor

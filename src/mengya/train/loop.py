@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mengya.console import MetricsLog, Progress, say
-from mengya.errors import UserError
+from mengya.errors import Interrupted, UserError
 from mengya.objectives.terms import Terms
 from mengya.settings import TrainSettings
 from mengya.train.optimizer import Optimizer
@@ -85,13 +85,6 @@ def optimizer_step(
         optimizer.step(rate)
     optimizer.zero_grad()
     return StepResult(totals[0].item() / max(total, 1.0), int(total), norm, finite, means)
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came; the state of `step` was saved."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        super().__init__(f"{stage}: stopped at step {step}, state saved; the same command goes on from there")
 
 
 @contextmanager
