@@ -114,6 +114,17 @@ def test_a_foreign_template_trains_on_answers_and_their_end_alone_and_cannot_be_
     assert tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if t]) == "苹果<|im_end|>真好看<|im_end|>"
 
 
+def test_tokens_declared_in_the_configuration_alone_are_added_at_their_ids(directory):
+    def declared(index):
+        return {"added_tokens_decoder": {str(index): {"content": "<|stop|>", "special": True}}, "eos_token": "<|stop|>"}
+
+    tokenizer = foreign(directory, LINES, **declared(370))
+    assert (tokenizer.end_id, tokenizer.vocab_size) == (370, 371)
+    assert tokenizer.render([Message("user", "好<|stop|>")])[0].count(370) == 1
+    with pytest.raises(UserError, match="make both files agree"):
+        foreign(directory, LINES, **declared(400))
+
+
 def test_a_foreign_template_that_rewrites_earlier_turns_or_fails_or_is_absent_says_so(directory):
     talk = [Message("user", "小明"), Message("assistant", "苹果"), Message("user", "好"), Message("assistant", "是")]
     with pytest.raises(UserError, match="rewrites earlier turns"):

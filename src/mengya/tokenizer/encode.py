@@ -13,7 +13,7 @@ from mengya.corpus.records import Message
 from mengya.errors import UserError
 from mengya.files import read_json
 from mengya.tokenizer import template
-from mengya.tokenizer.importers import ForeignTemplate, chat_template_of, special_token
+from mengya.tokenizer.importers import ForeignTemplate, add_declared_tokens, chat_template_of, special_token
 
 
 class ChatTokenizer:
@@ -134,6 +134,7 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
     ours = all(backend.token_to_id(token) == index for index, token in enumerate(template.SPECIAL_TOKENS))
     if ours and jinja == template.CHAT_TEMPLATE:
         return ChatTokenizer(backend)
+    add_declared_tokens(backend, config, directory / "tokenizer_config.json")
     end = special_token(config, "eos_token")
     if end is None or backend.token_to_id(end) is None:
         raise UserError(
@@ -143,4 +144,5 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
         )
     candidates = (template.END_OF_TEXT, special_token(config, "bos_token"), special_token(config, "pad_token"), end)
     end_of_text = next(token for token in candidates if token is not None and backend.token_to_id(token) is not None)
-    return ChatTokenizer(backend, end_of_text=end_of_text, end=end, foreign=ForeignTemplate(jinja, config, directory))
+    foreign = ForeignTemplate(jinja, config, backend, directory)
+    return ChatTokenizer(backend, end_of_text=end_of_text, end=end, foreign=foreign)
