@@ -126,6 +126,11 @@ def test_a_state_of_other_pairs_is_refused():
         loader(token_pairs(59)).load_state_dict(loader().state_dict())
 
 
+def test_no_pair_at_all_is_the_users_mistake():
+    with pytest.raises(UserError, match="no pair is left"):
+        PairLoader([], pairs_per_step=2, micro_batch_pairs=1, seed=0, pad_id=0)
+
+
 def test_one_pass_gives_every_pair_once():
     batches = list(one_pass_of_pairs(token_pairs(30), micro_batch_pairs=8, pad_id=0))
     assert sorted(i for batch in batches for i in batch.indices_B.tolist()) == list(range(30))

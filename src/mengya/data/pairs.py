@@ -141,7 +141,8 @@ class PairLoader(EpochLoader[int, PairBatch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        assert pairs, "nothing to load"
+        if not pairs:
+            raise UserError("no pair is left to train on", mend="see the stage's counts of what was dropped")
         digest = hashlib.sha256()
         for pair in pairs:
             for side in (pair.chosen, pair.rejected):

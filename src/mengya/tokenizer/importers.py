@@ -85,10 +85,11 @@ class ForeignTemplate:
         ids: list[int] = []
         trained: list[bool] = []
         start = 0
-        for piece in re.split(r"(\ue000\d+\ue001)", text):
-            hidden = re.fullmatch(r"\ue000(\d+)\ue001", piece) if forged else None
-            encoder, written = (plain, forged[int(hidden.group(1))]) if hidden else (self._backend, piece)
-            encoding = encoder.encode(written, add_special_tokens=False)
+        written = {f"\ue000{number}\ue001": token for number, token in enumerate(forged)}
+        for piece in re.split(f"({'|'.join(written)})", text) if forged else [text]:
+            hidden = piece in written
+            encoder = plain if hidden else self._backend
+            encoding = encoder.encode(written.get(piece, piece), add_special_tokens=False)
             ids += encoding.ids
             for first, last in encoding.offsets:
                 middle = start if hidden else start + (first + last) // 2
