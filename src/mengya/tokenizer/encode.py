@@ -32,8 +32,6 @@ class ChatTokenizer:
         foreign: ForeignTemplate | None = None,
     ) -> None:
         self.backend = Tokenizer.from_str(backend.to_str())
-        self.backend.no_truncation()
-        self.backend.no_padding()
         self.backend.encode_special_tokens = True
         self._foreign = foreign
         self.end_of_text_id = template.id_of(self.backend, end_of_text)
@@ -130,6 +128,8 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
         raise UserError(
             f"not JSON ({error})", where=directory / "tokenizer_config.json", mend="write or copy it again"
         ) from error
+    backend.no_truncation()  # some tokenizer.json files bring these along: nothing may be cut in silence
+    backend.no_padding()
     jinja = chat_template_of(directory, config)
     ours = all(backend.token_to_id(token) == index for index, token in enumerate(template.SPECIAL_TOKENS))
     if ours and jinja == template.CHAT_TEMPLATE:
