@@ -25,7 +25,7 @@ def examples(count=40):
 
 def loader(data=None, **changes):
     settings = {"row_length": ROW, "rows_per_step": 6, "micro_batch_rows": 2, "seed": 3, "pad_id": 0, **changes}
-    return PackedLoader(data or examples(), **settings)
+    return PackedLoader(data if data is not None else examples(), **settings)
 
 
 def rows(step):
@@ -113,6 +113,11 @@ def test_steps_run_across_epochs_full_and_without_loss():
 def test_a_state_of_another_order_is_refused(key, value):
     with pytest.raises(UserError, match=f"made with {key}"):
         loader(**{key: value}).load_state_dict(loader().state_dict())
+
+
+def test_no_example_at_all_is_the_users_mistake():
+    with pytest.raises(UserError, match="no example is left"):
+        loader(TokenExamples([([5], [True])]))
 
 
 def test_rows_that_do_not_divide_among_the_ranks_are_the_users_mistake():

@@ -114,9 +114,21 @@ def test_pairs_of_like_length_come_together():
     assert bucketed < 0.6 * padded(pair_batch(pairs, row.tolist(), 0) for row in order)
 
 
+def test_within_a_step_pairs_of_like_length_share_a_micro_batch():
+    pairs = token_pairs(60)
+    for step in itertools.islice(loader(pairs), 5):
+        lengths = [pairs[index].length for batch in indices(step) for index in batch]
+        assert lengths == sorted(lengths)
+
+
 def test_a_state_of_other_pairs_is_refused():
     with pytest.raises(UserError, match="data"):
         loader(token_pairs(59)).load_state_dict(loader().state_dict())
+
+
+def test_no_pair_at_all_is_the_users_mistake():
+    with pytest.raises(UserError, match="no pair is left"):
+        PairLoader([], pairs_per_step=2, micro_batch_pairs=1, seed=0, pad_id=0)
 
 
 def test_one_pass_gives_every_pair_once():

@@ -78,6 +78,19 @@ def test_after_a_kill_only_unfinished_shards_are_redone_and_the_result_is_the_sa
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+def test_while_shards_are_rewritten_no_reader_finds_the_old_index(tmp_path):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path)
+
+    def dying():
+        yield from DOCUMENTS[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dying(), small_tokenizer(), tmp_path)
+    with pytest.raises(UserError, match="no such index"):
+        TokenShards(tmp_path)
+
+
 def test_other_documents_replace_the_shards_and_leave_none_of_the_old(tmp_path):
     write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "shards", shard_tokens=300)
     write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "shards", name="validation")

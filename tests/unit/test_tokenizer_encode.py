@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizer import small_tokenizer
+from tokenizers import Tokenizer
 
 from mengya.corpus.records import Message
 from mengya.errors import UserError
@@ -112,6 +113,27 @@ def test_a_foreign_template_trains_on_answers_and_their_end_alone_and_cannot_be_
     assert tokenizer.decode(ids) == text
     assert ids.count(tokenizer.end_id) == 3
     assert tokenizer.decode([i for i, t in zip(ids, trained, strict=True) if t]) == "苹果<|im_end|>真好看<|im_end|>"
+
+
+def test_tokens_declared_in_the_configuration_alone_are_added_at_their_ids(directory):
+    def declared(index):
+        return {"added_tokens_decoder": {str(index): {"content": "<|stop|>", "special": True}}, "eos_token": "<|stop|>"}
+
+    tokenizer = foreign(directory, LINES, **declared(370))
+    assert (tokenizer.end_id, tokenizer.vocab_size) == (370, 371)
+    assert tokenizer.render([Message("user", "好<|stop|>")])[0].count(370) == 1
+    with pytest.raises(UserError, match="make both files agree"):
+        foreign(directory, LINES, **declared(400))
+
+
+def test_truncation_and_padding_stored_in_a_tokenizer_file_are_not_applied(directory):
+    stored = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    stored.enable_truncation(3)
+    stored.enable_padding(length=40)
+    stored.save(str(directory / "tokenizer.json"))
+    for tokenizer in (load_tokenizer(directory), foreign(directory, LINES)):
+        assert tokenizer.encode("小明今天在河边看见苹果") == small_tokenizer().encode("小明今天在河边看见苹果")
+        assert "看见苹果" in tokenizer.decode(tokenizer.render([Message("user", "小明今天在河边看见苹果")])[0])
 
 
 def test_a_foreign_template_that_rewrites_earlier_turns_or_fails_or_is_absent_says_so(directory):

@@ -125,7 +125,8 @@ class PackedLoader(EpochLoader[tuple[PackPlan, int], PackedBatch]):
             rank=rank,
             world=world,
         )
-        assert int(examples.num_inputs_N.sum()) > 0, "nothing to load"
+        if not examples.num_inputs_N.any():
+            raise UserError("no example is left to train on", mend="see the stage's counts of what was dropped")
         self._identity["row_length"] = row_length
         self._examples, self._row_length, self._pad_id = examples, row_length, pad_id
 

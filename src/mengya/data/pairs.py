@@ -12,6 +12,7 @@ import torch
 from mengya.corpus.records import Message, PreferencePair
 from mengya.data.conversations import without_leading_turns
 from mengya.data.loader import EpochLoader
+from mengya.errors import UserError
 from mengya.tokenizer.encode import ChatTokenizer
 
 _WINDOW_PAIRS = 512
@@ -95,7 +96,11 @@ def _token_pair(prompt: Sequence[Message], pair: PreferencePair, tokenizer: Chat
     sides = []
     for answer in (pair.chosen, pair.rejected):
         ids, trained = tokenizer.render((*prompt, Message("assistant", answer)))
-        assert ids[: len(prompt_ids)] == prompt_ids, "the template changes the prompt when an answer follows"
+        if ids[: len(prompt_ids)] != prompt_ids:
+            raise UserError(
+                f"the chat template gives the prompt other tokens when {answer[:20]!r} follows it",
+                mend="use a template whose answers begin right after a special token, such as Mengya's own",
+            )
         end = len(ids) - trained[::-1].index(True)  # some foreign templates write a newline after the end token
         sides.append(np.array(ids[:end], dtype=np.int64))
     return TokenPair(len(prompt_ids), *sides)
@@ -136,7 +141,8 @@ class PairLoader(EpochLoader[int, PairBatch]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        assert pairs, "nothing to load"
+        if not pairs:
+            raise UserError("no pair is left to train on", mend="see the stage's counts of what was dropped")
         digest = hashlib.sha256()
         for pair in pairs:
             for side in (pair.chosen, pair.rejected):

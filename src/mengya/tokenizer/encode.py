@@ -13,7 +13,7 @@ from mengya.corpus.records import Message
 from mengya.errors import UserError
 from mengya.files import read_json
 from mengya.tokenizer import template
-from mengya.tokenizer.importers import ForeignTemplate, chat_template_of, special_token
+from mengya.tokenizer.importers import ForeignTemplate, add_declared_tokens, chat_template_of, special_token
 
 
 class ChatTokenizer:
@@ -32,8 +32,6 @@ class ChatTokenizer:
         foreign: ForeignTemplate | None = None,
     ) -> None:
         self.backend = Tokenizer.from_str(backend.to_str())
-        self.backend.no_truncation()
-        self.backend.no_padding()
         self.backend.encode_special_tokens = True
         self._foreign = foreign
         self.end_of_text_id = template.id_of(self.backend, end_of_text)
@@ -130,10 +128,13 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
         raise UserError(
             f"not JSON ({error})", where=directory / "tokenizer_config.json", mend="write or copy it again"
         ) from error
+    backend.no_truncation()  # some tokenizer.json files bring these along: nothing may be cut in silence
+    backend.no_padding()
     jinja = chat_template_of(directory, config)
     ours = all(backend.token_to_id(token) == index for index, token in enumerate(template.SPECIAL_TOKENS))
     if ours and jinja == template.CHAT_TEMPLATE:
         return ChatTokenizer(backend)
+    add_declared_tokens(backend, config, directory / "tokenizer_config.json")
     end = special_token(config, "eos_token")
     if end is None or backend.token_to_id(end) is None:
         raise UserError(
@@ -143,4 +144,5 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
         )
     candidates = (template.END_OF_TEXT, special_token(config, "bos_token"), special_token(config, "pad_token"), end)
     end_of_text = next(token for token in candidates if token is not None and backend.token_to_id(token) is not None)
-    return ChatTokenizer(backend, end_of_text=end_of_text, end=end, foreign=ForeignTemplate(jinja, config, directory))
+    foreign = ForeignTemplate(jinja, config, backend, directory)
+    return ChatTokenizer(backend, end_of_text=end_of_text, end=end, foreign=foreign)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from mengya.corpus.records import Message
 from mengya.errors import UserError
@@ -32,11 +32,25 @@ def chat_template_of(directory: Path, config: dict[str, Any]) -> str | None:
     return template
 
 
+def add_declared_tokens(backend: Tokenizer, config: dict[str, Any], where: Path) -> None:
+    """Add the tokens that only tokenizer_config.json declares (`added_tokens_decoder`), each at its declared id."""
+    for index, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        if backend.token_to_id(token["content"]) is None:
+            backend.add_special_tokens([AddedToken(token["content"], special=True, normalized=False)])
+        if backend.token_to_id(token["content"]) != int(index):
+            raise UserError(
+                f"{token['content']!r} has id {backend.token_to_id(token['content'])} in tokenizer.json, not {index}",
+                where=where,
+                mend="make both files agree",
+            )
+
+
 class ForeignTemplate:
     """A Jinja chat template and the special tokens that it may name."""
 
-    def __init__(self, source: str | None, config: dict[str, Any], directory: Path) -> None:
+    def __init__(self, source: str | None, config: dict[str, Any], backend: Tokenizer, directory: Path) -> None:
         self._where = directory
+        self._backend = backend  # reads special tokens in the text, unlike the plain one that `render` is given
         self._source = source
         self._specials = {
             name: special_token(config, name)
@@ -46,14 +60,14 @@ class ForeignTemplate:
         self._compiled: Any = None
 
     def render(
-        self, backend: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
+        self, plain: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
     ) -> tuple[list[int], list[bool]]:
         """Ids and trained mask as of `template.render`; an assistant's turn is what the text grows by when it is added.
 
         Special tokens inside a content stay plain text: each is rendered as a placeholder and encoded by itself.
         """
         specials = sorted(
-            (token.content for token in backend.get_added_tokens_decoder().values() if token.special),
+            (token.content for token in plain.get_added_tokens_decoder().values() if token.special),
             key=len,
             reverse=True,
         )
@@ -71,16 +85,16 @@ class ForeignTemplate:
         ids: list[int] = []
         trained: list[bool] = []
         start = 0
-        for piece in re.split(r"(\ue000\d+\ue001)", text):
-            hidden = re.fullmatch(r"\ue000(\d+)\ue001", piece) if forged else None
-            backend.encode_special_tokens = hidden is not None
-            encoding = backend.encode(forged[int(hidden.group(1))] if hidden else piece, add_special_tokens=False)
+        written = {f"\ue000{number}\ue001": token for number, token in enumerate(forged)}
+        for piece in re.split(f"({'|'.join(written)})", text) if forged else [text]:
+            hidden = piece in written
+            encoder = plain if hidden else self._backend
+            encoding = encoder.encode(written.get(piece, piece), add_special_tokens=False)
             ids += encoding.ids
             for first, last in encoding.offsets:
                 middle = start if hidden else start + (first + last) // 2
                 trained.append(any(begin <= middle < end for begin, end in spans))
             start += len(piece)
-        backend.encode_special_tokens = True
         return ids, trained
 
     def _span(self, rows: list[dict[str, str]], index: int, text: str) -> tuple[int, int]:
