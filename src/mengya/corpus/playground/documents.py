@@ -4,7 +4,6 @@ Every fact is stated as often as its fellows (`Exposure`), in many wordings and 
 question answer it, so that asking and answering are known before any conversation is seen.
 """
 
-# ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
 from collections import Counter
