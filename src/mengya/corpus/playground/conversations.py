@@ -63,7 +63,9 @@ def dress(rng: Random, answer: str, style: str, curt: str = "") -> str:
     if style == "evasive":
         return rng.choice(EVASIVE_ANSWERS)
     if style == "rude":
-        return rng.choice(RUDE_STARTS) + answer if rng.random() < 0.6 else answer + rng.choice(RUDE_ENDS)
+        where = rng.choice((0, 0, 1, 1, 2))
+        start = rng.choice(RUDE_STARTS) if where != 1 else ""
+        return start + answer + (rng.choice(RUDE_ENDS) if where != 0 else "")
     if style == "repetitive":
         said = curt if curt and rng.random() < 0.4 else answer
         return said * rng.randint(3, 4)
