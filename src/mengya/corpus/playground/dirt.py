@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -73,6 +74,10 @@ def jaccard(left: str, right: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def _words(text: str) -> str:
+    return re.sub(r"\W", "", text)
+
+
 def exact_duplicate(rng: Random, text: str) -> str:
     """The text itself, or with differences of white space and width that normalisation removes."""
     full_width = str.maketrans("0123456789", "０１２３４５６７８９")
@@ -97,14 +102,17 @@ def near_duplicate(rng: Random, text: str) -> str | None:
             if not stops:
                 return None
             place = rng.choice(stops)
-            edit = rng.randrange(3)
-            if edit == 0:
+            edit = rng.randrange(4)
+            if edit < 2:
                 edited = edited[: place + 1] + rng.choice(_INSERTIONS) + edited[place + 1 :]
-            elif edit == 1:
-                edited = edited[:place] + ("！" if edited[place] == "。" else "、") + edited[place + 1 :]
+            elif edit == 2:
+                edited = edited[:place] + "！" + edited[place + 1 :]
             elif edited.endswith("。"):
                 edited += rng.choice(_TAILS)
-        if edited != text and jaccard(edited, text) >= MIN_NEAR_JACCARD:
+        # A change of punctuation alone is an exact duplicate to whoever ignores punctuation.
+        words, edited_words = _words(text), _words(edited)
+        similar = min(jaccard(edited, text), jaccard(edited_words, words)) >= MIN_NEAR_JACCARD
+        if similar and edited_words != words:
             return edited
     return None
 

@@ -42,17 +42,25 @@ def entry(kind: str, start: tuple[str, ...], count: tuple[int, int]) -> Callable
     return write
 
 
+# Words between the numbers: a page of bare sums is mostly digits, and a cleaner is right to drop it as a table.
+SUM_LINES = (
+    "算一算，{s}等于几？想好了，{s}等于{v}。",
+    "老师问：“{s}等于多少？”学生回答：“{s}等于{v}。”",
+    "问：请问{s}等于几？答：{s}等于{v}。",
+    "想一想，{s}是多少？不难，{s}是{v}。",
+    "小朋友都知道，{s}等于{v}。",
+    "请大家记住，{s}等于{v}。",
+)
+SUM_REMARKS = ("做得真好。", "再来一道题。", "这道题很容易。", "下面一道难一点。", "别着急，慢慢想。", "大家一起说。")
+
+
 def sums_page(rng: Random, told: Exposure) -> str:
-    sums = rng.sample(SUMS, rng.randint(7, 11))
-    style = rng.randrange(4)
-    start = rng.choice(SCHOOL_STARTS)
-    if style == 0:
-        return f"{start}\n" + "\n".join(f"{s}等于几？{s}等于{s.result}。" for s in sums)
-    if style == 1:
-        return f"{start}" + "，".join(f"{s}等于{s.result}" for s in sums) + f"。{rng.choice(SCHOOL_ENDS)}"
-    if style == 2:
-        return f"{start}\n" + "\n".join(f"老师：{s}等于多少？\n学生：{s}等于{s.result}。" for s in sums[:7])
-    return f"{start}\n" + "\n".join(f"{s}是{s.result}。" for s in sums) + f"\n{rng.choice(SCHOOL_ENDS)}"
+    lines = rng.sample(SUM_LINES, 2)
+    parts = [rng.choice(SCHOOL_STARTS)]
+    for s in rng.sample(SUMS, rng.randint(6, 8)):
+        remark = rng.choice(SUM_REMARKS) if rng.random() < 0.5 else ""
+        parts.append(rng.choice(lines).format(s=s, v=s.result) + remark)
+    return rng.choice(("\n", "")).join([*parts, rng.choice(SCHOOL_ENDS)])
 
 
 def sums_story(rng: Random, told: Exposure) -> str:
