@@ -59,7 +59,7 @@ def diary(rng: Random, told: Exposure) -> str:
     facts = told.facts(friend.name, rng.randint(4, 6))
     own = told.facts(writer.name, 1)
     return (
-        f"{writer.name}的日记\n{start}{rng.choice(MEETINGS).format(b=friend.name)}"
+        f"{writer.name}的日记：{start}{rng.choice(MEETINGS).format(b=friend.name)}"
         f"{tell(rng, facts, friend.pronoun)}{statement(rng, own[0], '我')}。{rng.choice(DIARY_ENDS).format(b=friend.name)}"
     )
 
@@ -139,12 +139,13 @@ def dialogue(rng: Random, told: Exposure) -> str:
 def interview(rng: Random, told: Exposure) -> str:
     person = told.person()
     facts = told.facts(person.name, rng.randint(3, 5))
-    lines = [f"今天我们来认识{person.name}。" if rng.random() < 0.5 else f"这是和{person.name}的一次谈话。"]
+    start = f"今天我们来认识{person.name}。" if rng.random() < 0.5 else f"这是和{person.name}的一次谈话。"
+    lines = []
     for fact in facts:
         asked = state(rng.choice(WORDINGS[fact.attribute].questions), fact, "你")  # not "你知道你…吗"
         lines.append(f"问：{rng.choice(('', '', '请问'))}{asked}？")
         lines.append(f"{person.name}：{rng.choice(REPLIES)}{answer(rng, fact, '我')}")
-    return "\n".join(lines)
+    return start + "\n".join(lines)
 
 
 def riddle(rng: Random, told: Exposure) -> str:

@@ -60,7 +60,8 @@ def sums_page(rng: Random, told: Exposure) -> str:
     for s in rng.sample(SUMS, rng.randint(6, 8)):
         remark = rng.choice(SUM_REMARKS) if rng.random() < 0.5 else ""
         parts.append(rng.choice(lines).format(s=s, v=s.result) + remark)
-    return rng.choice(("\n", "")).join([*parts, rng.choice(SCHOOL_ENDS)])
+    first, *rest = parts[1:]
+    return rng.choice(("\n", "")).join([parts[0] + first, *rest]) + rng.choice(SCHOOL_ENDS)
 
 
 def sums_story(rng: Random, told: Exposure) -> str:
