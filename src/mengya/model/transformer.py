@@ -172,9 +172,10 @@ class Decoder(nn.Module):
         T = ids_BT.shape[1]
         if positions_BT is None:
             positions_BT = torch.arange(T, device=ids_BT.device)[None] if cache is None else cache.positions(T)
+        num_slots = 0 if cache is None else cache.reserve(T)
         if attention is None:
             if cache is not None and cache.longest:
-                attention = AttentionMask.cached(positions_BT, cache.longest + T, self.compute_dtype)
+                attention = AttentionMask.cached(positions_BT, num_slots, self.compute_dtype)
             else:
                 attention = AttentionMask.causal_only(T, self.compute_dtype, ids_BT.device)
         angles = rotary_angles(positions_BT, self.config, self.compute_dtype)
