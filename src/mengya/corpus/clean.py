@@ -17,7 +17,7 @@ from typing import Protocol
 import ftfy
 import numpy as np
 
-from mengya.corpus.advertising import advertising_terms
+from mengya.corpus.advertising import advertising_terms, is_report, sells
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
 _CHINESE_PUNCTUATION = "，。、；：？！“”‘’（）《》〈〉【】「」『』…—"
@@ -71,7 +71,8 @@ class Thresholds(Protocol):
 
 _MOJIBAKE = re.compile("[\u0080-\u024f][\u0080-\u024f\u2010-\u2122]")  # UTF-8 read as Latin-1 or Windows-1252
 _ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|apos|[lr][ds]quo|hellip|mdash|middot|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
-_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\s])(?:\\r)?\\n")
+# Not before a quotation mark or a bracket: print("你好\\n") means it.
+_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\d)\]\s])(?:(?:\\r)?\\n)+(?=[{HAN}“《（【\d\s]|$)")
 _REFERENCE_MARK = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}])(?:\[\d{{1,3}}(?:[-–,，]\d{{1,3}})*\])+")
 _HAN_OR_PUNCTUATION = f"[{HAN}{_CHINESE_PUNCTUATION}]"
 _SPACED_OUT = re.compile(rf"(?<![^\s])[{HAN}](?: [{HAN}]){{3,}}(?![^\s{_CHINESE_PUNCTUATION}])")
@@ -137,6 +138,22 @@ def normalise(text: str) -> str:
         text = _INDENT.sub("", text)
         text = _LINE_END.sub("", text)
     return BLANK_LINES.sub("\n\n", text).strip()
+
+
+_PARAGRAPH = 20  # characters; shorter lines may repeat on purpose: refrains, headings, code
+
+
+def without_repeated_paragraphs(text: str) -> str:
+    """`text` with each longer line of Chinese once: web pages often hold an article, or its captions, twice."""
+    seen: set[str] = set()
+    kept: list[str] = []
+    for line in text.split("\n"):
+        paragraph = line.strip()
+        if len(paragraph) >= _PARAGRAPH and paragraph in seen and len(_HAN.findall(paragraph)) * 2 >= len(paragraph):
+            continue
+        seen.add(paragraph)
+        kept.append(line)
+    return BLANK_LINES.sub("\n\n", "\n".join(kept)).strip()
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -207,11 +224,12 @@ def repeated_ngrams(text: str, settings: Thresholds) -> str | None:
 
 
 def advertisement(text: str, settings: Thresholds) -> str | None:
-    """Enough distinct advertising terms, standing densely: long news may name three of them without selling anything."""
+    """Enough distinct advertising terms, standing densely: long news may name three of them and sell nothing."""
     terms = advertising_terms(text)
-    needed = settings.max_advertising_terms - (len(text) <= _SHORT_ADVERTISEMENT)
-    dense = len(terms) * _ADVERTISING_DENSITY >= len(text)
-    return "advertisement" if dense and len(set(terms)) >= needed else None
+    if not sells(terms) or len(terms) * _ADVERTISING_DENSITY < len(text):
+        return None
+    needed = settings.max_advertising_terms - (len(text) <= _SHORT_ADVERTISEMENT) + 2 * is_report(text)
+    return "advertisement" if len(set(terms)) >= needed else None
 
 
 Rule = Callable[[str, Thresholds], str | None]
@@ -238,5 +256,5 @@ def first_reason(text: str, settings: Thresholds) -> str | None:
 
 def clean_batch(texts: Iterable[str], settings: Thresholds) -> list[tuple[str, str | None]]:
     """(normalised text, reason to drop it or None) of each: the work that a process is given."""
-    cleaned = [normalise(text) for text in texts]
+    cleaned = [without_repeated_paragraphs(normalise(text)) for text in texts]
     return [(text, first_reason(text, settings)) for text in cleaned]
