@@ -228,7 +228,11 @@ def advertisement(text: str, settings: Thresholds) -> str | None:
     terms = advertising_terms(text)
     if not sells(terms) or len(terms) * _ADVERTISING_DENSITY < len(text):
         return None
-    needed = settings.max_advertising_terms - (len(text) <= _SHORT_ADVERTISEMENT) + 2 * is_report(text)
+    needed = settings.max_advertising_terms
+    if is_report(text):
+        needed *= 2
+    elif len(text) <= _SHORT_ADVERTISEMENT:
+        needed -= 1
     return "advertisement" if len(set(terms)) >= needed else None
 
 
