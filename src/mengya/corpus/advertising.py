@@ -4,6 +4,7 @@ Reports about a swindle or a casino use these words too, so the rule that asks (
 distinct ones, standing densely.
 """
 
+# ruff: noqa: E501 (a Han character counts as two columns)
 from __future__ import annotations
 
 import re
@@ -19,7 +20,8 @@ _TERMS: dict[str, str] = {
         免费领取 免费试用 免费试听 免费咨询 免费报名 限时优惠 限时抢购 限时特价 限时秒杀 优惠券 领券 领取优惠
         优惠价 特价 特惠 折扣 立减 满减 包邮 秒杀 抢购 原价 现价 仅售 仅需 买一送一 买二送一 清仓 甩卖 大促 下单
         立即购买 马上购买 立即抢购 厂家直销 批发价 量大从优 全国招商 诚招代理 招商加盟 加盟热线
-        免费加盟 招代理 一件代发 货到付款 假一赔十 正品保证 送货上门 名额有限 先到先得 机会难得 不容错过 优质服务 价格合理 价格优惠 竭诚为您""",
+        免费加盟 招代理 一件代发 货到付款 假一赔十 正品保证 送货上门 名额有限 先到先得 机会难得 不容错过 优质服务 价格合理
+        价格优惠 竭诚为您""",
     "money": """
         日赚 月入过万 轻松赚钱 兼职赚钱 在家赚钱 躺赚 稳赚 高额返利 返利 返现 刷单 内部渠道 内幕消息 荐股 牛股 代开发票
         代办 办证 无抵押 秒批 当天放款 快速放款 低息贷款 贷款热线""",

@@ -31,9 +31,10 @@ class CleanSettings:
     min_han: int = 10
     max_characters: int = 500_000
     min_han_share: float = 0.3
-    max_symbol_share: float = 0.2
-    max_url_share: float = 0.2
+    max_symbol_share: float = 0.3
+    max_url_share: float = 0.3
     max_digit_share: float = 0.3
+    max_mojibake_share: float = 0.03
     max_repeated_line_share: float = 0.3
     max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
     max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
@@ -59,6 +60,8 @@ class Thresholds(Protocol):
     def max_url_share(self) -> float: ...
     @property
     def max_digit_share(self) -> float: ...
+    @property
+    def max_mojibake_share(self) -> float: ...
     @property
     def max_repeated_line_share(self) -> float: ...
     @property
@@ -163,6 +166,8 @@ _SPACE = re.compile(r"\s+")
 _DIGIT = re.compile(r"\d")
 _URL = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#:~+@]+|[\w\-.]+@[\w\-]+\.\w+", re.ASCII)
 _SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
+# "，" "。" "“" "的" "是" "在" "一" "了" "们" and others, read as GBK; then what U+FFFD and stack filling turn into.
+_GBK_MOJIBAKE = re.compile("锟斤拷|[锛銆鈥鐨鏄鍦浜嗕鍙鎴杩瑙缁闂\ufffd]|涓€|烫烫烫+|屯屯屯+")
 _NGRAM = 10
 _ADVERTISING_DENSITY = 100  # at least one term in so many characters
 _SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
@@ -196,6 +201,12 @@ def many_urls(text: str, settings: Thresholds) -> str | None:
 
 def many_digits(text: str, settings: Thresholds) -> str | None:
     return "many_digits" if len(_DIGIT.findall(text)) > settings.max_digit_share * _visible_length(text) else None
+
+
+def mojibake(text: str, settings: Thresholds) -> str | None:
+    """What ftfy cannot mend: the marks of UTF-8 read as GBK, where lost bytes leave rare characters or 锟斤拷."""
+    characters = sum(map(len, _GBK_MOJIBAKE.findall(text)))
+    return "mojibake" if characters > settings.max_mojibake_share * _visible_length(text) else None
 
 
 def repeated_lines(text: str, settings: Thresholds) -> str | None:
@@ -241,6 +252,7 @@ RULES: tuple[Rule, ...] = (
     too_short,
     too_long,
     low_han_share,
+    mojibake,
     many_symbols,
     many_urls,
     many_digits,
