@@ -163,7 +163,7 @@ def without_repeated_paragraphs(text: str) -> str:
 
 _VISIBLE = re.compile(r"\S")
 _SPACE = re.compile(r"\s+")
-_DIGIT = re.compile(r"\d")
+_NUMBER = re.compile(r"\d{3,}")
 _URL = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#:~+@]+|[\w\-.]+@[\w\-]+\.\w+", re.ASCII)
 _SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
 # "，" "。" "“" "的" "是" "在" "一" "了" "们" and others, read as GBK; then what U+FFFD and stack filling turn into.
@@ -200,7 +200,9 @@ def many_urls(text: str, settings: Thresholds) -> str | None:
 
 
 def many_digits(text: str, settings: Thresholds) -> str | None:
-    return "many_digits" if len(_DIGIT.findall(text)) > settings.max_digit_share * _visible_length(text) else None
+    """Digits of numbers of three or more places: telephone lists and tables, but not a page of sums."""
+    characters = sum(map(len, _NUMBER.findall(text)))
+    return "many_digits" if characters > settings.max_digit_share * _visible_length(text) else None
 
 
 def mojibake(text: str, settings: Thresholds) -> str | None:
