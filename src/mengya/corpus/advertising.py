@@ -4,7 +4,6 @@ Reports about a swindle or a casino use these words too, so the rule that asks (
 distinct ones, standing densely.
 """
 
-# ruff: noqa: E501 (a Han character counts as two columns)
 from __future__ import annotations
 
 import re

@@ -116,9 +116,7 @@ def measure_style(
     batch_size: int,
     seed: int,
 ) -> tuple[Measurement, Answers]:
-    """Judges' scores of sampled answers: repetition, refusals, answers that end; gold score where the truth is known.
-
-    """
+    """Judges' scores of sampled answers: repetition, refusals, answers that end; gold score where the truth is known."""
     answers = answer(
         model,
         tokenizer,

@@ -1,6 +1,5 @@
 """Documents about people: portraits, letters, diaries, stories, dialogues, interviews, riddles, cards, visits."""
 
-# ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
 from random import Random
