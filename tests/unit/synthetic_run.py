@@ -97,7 +97,10 @@ METRICS = {
 }
 
 DELTAS = {
-    "sft": [_delta("qa_accuracy", 0.12, 0.88, "higher", "pretrain"), _delta("bits_per_byte", 0.48, 0.62, "lower", "pretrain")],
+    "sft": [
+        _delta("qa_accuracy", 0.12, 0.88, "higher", "pretrain"),
+        _delta("bits_per_byte", 0.48, 0.62, "lower", "pretrain"),
+    ],
     "dpo": [_delta("gold_score", 0.712, 0.761, "higher", "sft"), _delta("qa_accuracy", 0.88, 0.89, "higher", "sft")],
     "ppo": [
         _delta("gold_score", 0.712, 0.804, "higher", "sft"),
@@ -172,7 +175,7 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
         manifest = {
             "stage": stage, "mengya": "0.1.0", "seed": 1, "settings": {}, "inputs": {}, "outputs": {},
             "resumed": stage == "pretrain", "started": "2026-01-02T10:00:00+0000", "seconds": STAGE_SECONDS[stage],
-            "metrics": METRICS[stage] | {f"{stage}.peak_memory_bytes": 900 * 2**20, f"{stage}.seconds": STAGE_SECONDS[stage]},
+            "metrics": METRICS[stage] | {f"{stage}.peak_memory_bytes": 900 * 2**20},
             "counts": {}, "delta": DELTAS.get(stage, []), "samples": [], "versions": _VERSIONS, "hardware": _HARDWARE,
         }  # fmt: skip
         if stage == "corpus":
@@ -206,8 +209,8 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
 
 def _dropped():
     return [
-        {"reason": "spam", "origin": "playground:17", "excerpt": "加微信领取优惠！点击下方链接，限时特价，全场包邮。<b>快来</b>"},
-        {"reason": "near_duplicate", "origin": "playground:81", "excerpt": "清晨，小河边很安静。", "twin": "playground:12"},
+        {"reason": "spam", "origin": "playground:17", "excerpt": "加微信领取优惠！限时特价，全场包邮。<b>快来</b>"},
+        {"reason": "near_duplicate", "origin": "playground:81", "excerpt": "清晨，河边很静。", "twin": "playground:12"},
         {"reason": "too_short", "origin": "playground:99", "excerpt": "好。"},
     ]  # fmt: skip
 

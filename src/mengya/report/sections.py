@@ -278,7 +278,7 @@ def figures(stage: str, lines: list[View], metrics: dict[str, Value]) -> tuple[l
     rest.sort(key=lambda name: _SMALL_FIRST.index(name) if name in _SMALL_FIRST else len(_SMALL_FIRST))
     small = [(name,) for name in rest]
 
-    def draw(groups: list[Any], width: float) -> list[View]:
+    def draw(groups: list[Any], width: float, height: float) -> list[View]:
         panels = []
         for group in groups:
             series = []
@@ -295,12 +295,13 @@ def figures(stage: str, lines: list[View], metrics: dict[str, Value]) -> tuple[l
                 _levels(stage, group, metrics),
                 kind=metric_words(group[0]).kind,
                 width=width,
+                height=height,
             )
             if svg:
                 panels.append({"title": _headline(stage, group), "svg": Markup(svg)})
         return panels
 
-    return draw(large, 5.2), draw(small, 3.6)
+    return draw(large, 10.6 if len(large) == 1 else 5.2, 2.9), draw(small, 3.5, 2.0)
 
 
 def _is_number(value: Any) -> bool:

@@ -129,9 +129,8 @@ class Chat:
             yield rest
             if not finished and self.stage != "pretrain":
                 full = len(prompt) + num_tokens >= self.max_positions
-                say(
-                    f"\n（{'上下文已满 · the context is full' if full else '到达长度上限 · reached the length limit'}）"
-                )
+                why = "上下文已满 · the context is full" if full else "到达长度上限 · reached the length limit"
+                say(f"\n（{why}）")
         finally:
             if self.stage != "pretrain":
                 self.messages += [Message("user", text), Message("assistant", said)]
