@@ -5,8 +5,10 @@ Answers go to stdout, everything else to stderr, so `mengya chat RUN -p … > an
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +66,8 @@ def harmless(text: str) -> str:
 class Chat:
     """One conversation with one checkpoint at a time: the model's cache, the messages so far, how to sample.
 
-    A pretrained model knows no turns: it continues the text it is given, and keeps no history.
+    A pretrained model knows no turns: it continues the text it is given, and keeps no history. `note` says why the
+    last answer ended without an end token, and is "" when it did not.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Chat:
         self.system = system
         self.messages: list[Message] = []
         self._num_answers = 0
+        self.note = ""
         self.load(stage)
 
     def load(self, stage: str | None) -> None:
@@ -97,7 +101,7 @@ class Chat:
     def reset(self) -> None:
         self.messages.clear()
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Pieces of the answer as they come; the turn joins the history, also when the answer is stopped half-way.
 
         Raises UserError, and changes nothing, when the text alone fills the context.
@@ -107,6 +111,7 @@ class Chat:
         decoder, said = StreamText(self.tokenizer), ""
         seed, finished = self.seed + self._num_answers, False
         self._num_answers += 1
+        self.note = ""
         tokens = self.session.stream(
             prompt,
             max_new_tokens=self.max_new_tokens,
@@ -129,14 +134,16 @@ class Chat:
             yield rest
             if not finished and self.stage != "pretrain":
                 full = len(prompt) + num_tokens >= self.max_positions
-                why = "上下文已满 · the context is full" if full else "到达长度上限 · reached the length limit"
-                say(f"\n（{why}）")
+                self.note = "上下文已满 · the context is full" if full else "到达长度上限 · reached the length limit"
         finally:
             if self.stage != "pretrain":
                 self.messages += [Message("user", text), Message("assistant", said)]
 
     def _prompt(self, text: str) -> list[int]:
-        """Ids for the next answer; oldest exchanges leave `self.messages` until the answer has room, and it is said."""
+        """Ids for the next answer; oldest exchanges leave `self.messages` until the answer has room, and it is said.
+
+        Room is `max_new_tokens`, but at most a quarter of the context: a generous limit must not cost the history.
+        """
         if self.stage == "pretrain":
             ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(text)]
             self._check_length(len(ids))
@@ -146,7 +153,8 @@ class Chat:
         self._check_length(len(self._render([*head, last])))
         kept, num_left = list(self.messages), 0
         ids = self._render([*head, *kept, last])
-        while kept and len(ids) + self.max_new_tokens > self.max_positions:
+        room = min(self.max_new_tokens, self.max_positions // 4)
+        while kept and len(ids) + room > self.max_positions:
             del kept[:2]
             num_left += 1
             ids = self._render([*head, *kept, last])
@@ -206,6 +214,8 @@ def chat(
                 _print_answer(conversation, line, label=f"{conversation.stage or '答'} › ")
         except UserError as error:
             say(str(error))
+        except KeyboardInterrupt:
+            say("（已停止 · stopped）")
 
 
 def _introduce(conversation: Chat) -> None:
@@ -232,21 +242,42 @@ def _read_line() -> str | None:
 
 
 def _print_answer(conversation: Chat, text: str, label: str = "") -> None:
-    """The answer on stdout piece by piece; Ctrl-C ends it early when a conversation goes on after it."""
+    """The answer on stdout piece by piece; with a label (a conversation) Ctrl-C ends the answer, not the program."""
     pieces = conversation.answer(text)
-    try:
-        first = next(pieces, "")
+    first = next(pieces, "")  # a prompt that does not fit is refused here, before the label stands on the line
+    with _interrupts(wanted=bool(label)) as was_interrupted:
         sys.stdout.write(label + first)
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        if not label:
-            raise
-        pieces.close()  # type: ignore[attr-defined]
-        say("（已停止 · stopped）")
+            if was_interrupted():
+                conversation.note = "已停止 · stopped"
+                break
+    pieces.close()
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if conversation.note:
+        say(f"（{conversation.note}）")
+
+
+@contextmanager
+def _interrupts(*, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, to be asked between tokens.
+
+    An exception inside the model instead could leave its cache half-written.
+    """
+    pressed = False
+
+    def press(_signal: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press) if wanted else None
+    try:
+        yield lambda: pressed
+    finally:
+        if wanted:
+            signal.signal(signal.SIGINT, before)
 
 
 def _command(conversation: Chat, line: str) -> None:
