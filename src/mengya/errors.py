@@ -1,4 +1,4 @@
-"""The one exception for a mistake that the user can mend."""
+"""The exception for a mistake that the user can mend, and the one for a stop that the user asked for."""
 
 
 class UserError(ValueError):
@@ -12,3 +12,10 @@ class UserError(ValueError):
         self.what, self.where, self.mend = what, where, mend
         line = what if where is None else f"{where}: {what}"
         super().__init__(line if mend is None else f"{line} — {mend}")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came, and the state of `step` was saved; the command line exits with 130."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__(f"{stage}: stopped at step {step}, state saved; the same command goes on from there")

@@ -59,7 +59,7 @@ class Source(Settings):
     name: str | None = None
     """Name in reports; the file's stem when absent."""
     limit: Positive | None = None
-    """Take at most this many rows, evenly spread by row hash."""
+    """Read at most this many rows, from the start."""
 
     @property
     def label(self) -> str:
@@ -74,36 +74,33 @@ SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": Tru
 class CleanSettings(Settings):
     """Thresholds of the filters, each named in the funnel by its reason (see `corpus.clean`)."""
 
-    min_han_characters: int = 20
+    min_han: int = 10
     """A document with fewer Han characters is dropped."""
-    max_characters: Positive = 200_000
+    max_characters: Positive = 500_000
     """A longer document is dropped: it is a dump, not a text."""
-    min_han_share: Fraction = 0.35
+    min_han_share: Fraction = 0.3
     """Han characters among non-space characters."""
-    max_symbol_share: Fraction = 0.3
+    max_symbol_share: Fraction = 0.2
     """Characters that are neither letters, digits, Han nor common punctuation."""
-    max_digit_share: Fraction = 0.25
+    max_digit_share: Fraction = 0.3
     """Digits among non-space characters."""
-    max_url_share: Fraction = 0.1
+    max_url_share: Fraction = 0.2
     """Characters inside URLs."""
     max_repeated_line_share: Fraction = 0.3
     """Lines that occurred before in the same document, by characters."""
-    max_repeated_ngram_share: Fraction = 0.4
+    max_repeated_ngram_share: Fraction = 0.6
     """Characters covered by repeated 10-grams."""
-    max_spam_words: int = 2
-    """Distinct advertising phrases that a document may hold."""
-    boilerplate_documents: Positive = 20
+    max_advertising_terms: int = 3
+    """Distinct advertising phrases from which a document is one; in short texts fewer do, long ones need a density."""
+    boilerplate_documents: Positive = 10
     """A line found in more documents of a source than this, and in a larger share than the next key, is removed."""
-    boilerplate_share: Fraction = 0.002
+    boilerplate_share: Fraction = 0.0005
     """See `boilerplate_documents`."""
 
 
 class DedupSettings(Settings):
-    near: bool = True
-    """Also remove near-duplicates (MinHash-LSH on character 5-grams, verified by exact Jaccard)."""
     threshold: Fraction = 0.8
-    """Jaccard similarity from which two documents are one."""
-    seed: int = 1
+    """Jaccard similarity of character 5-grams from which two documents are one (MinHash-LSH, verified exactly)."""
 
 
 class CorpusSettings(Settings):
@@ -117,8 +114,6 @@ class CorpusSettings(Settings):
     dedup: DedupSettings = DedupSettings()
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
     """Share of records held out, chosen by content hash so that it is stable when data is added."""
-    max_validation_records: Positive = 2_000
-    """Upper bound of the held-out set of each kind."""
     max_reject_share: Fraction = 0.05
     """Share of unreadable rows above which the stage stops."""
 

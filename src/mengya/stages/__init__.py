@@ -1,0 +1,113 @@
+"""The stages of a run: what each is made from, what it leaves, and the module that does it, loaded when called."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from mengya.run import Context, Outcome, Stage
+from mengya.settings import Recipe, Source, StageName
+
+
+def _execute(context: Context) -> Outcome:
+    # Imported only now: `mengya --help`, and a run whose stages are all done, never load torch.
+    module = importlib.import_module(f"mengya.stages.{context.stage.name}")
+    outcome: Outcome = module.execute(context)
+    return outcome
+
+
+def source_files(source: Source) -> list[Path]:
+    """The user's files behind a source, sorted; a folder or a glob stands for all files in it."""
+    if source.path is None:
+        return []
+    path = Path(source.path)
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.exists():
+        return [path]
+    return sorted(file for file in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if file.is_file())
+
+
+def _corpus_files(recipe: Recipe) -> list[Path]:
+    sources = [*recipe.corpus.documents, *recipe.corpus.conversations, *recipe.corpus.preferences]
+    return list(dict.fromkeys(file for source in sources for file in source_files(source)))
+
+
+_HARDWARE = ("seed", "precision", "device")
+_DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
+_CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
+
+
+def _stage(
+    name: StageName,
+    settings: tuple[str, ...],
+    needs: tuple[str, ...],
+    makes: tuple[str, ...],
+    uses: tuple[str, ...] = (),
+) -> Stage:
+    files = _corpus_files if name == "corpus" else (lambda recipe: [])
+    return Stage(name, settings, needs, makes, _execute, files, uses)
+
+
+STAGES: dict[StageName, Stage] = {
+    stage.name: stage
+    for stage in (
+        _stage(
+            "corpus",
+            ("seed", "identity", "playground", "corpus"),
+            (),
+            ("corpus/documents", "corpus/conversations", "corpus/preferences", "corpus/evaluation"),
+        ),
+        _stage("tokenizer", ("seed", "tokenizer"), (_DOCUMENTS,), ("tokenizer/model",)),
+        _stage("shards", ("shards",), (_DOCUMENTS, "tokenizer/model"), ("shards/tokens",)),
+        _stage(
+            "pretrain",
+            (*_HARDWARE, "model", "pretrain", "evaluate"),
+            _CHAT_NEEDS,
+            ("pretrain/model", "pretrain/evaluation.json"),
+        ),
+        _stage(
+            "sft",
+            (*_HARDWARE, "sft", "evaluate"),
+            ("pretrain/model", "pretrain/evaluation.json", "corpus/conversations", *_CHAT_NEEDS),
+            ("sft/model", "sft/evaluation.json"),
+        ),
+        _stage(
+            "reward",
+            (*_HARDWARE, "reward"),
+            ("sft/model", "corpus/preferences"),
+            ("reward/model",),
+        ),
+        _stage(
+            "dpo",
+            (*_HARDWARE, "dpo", "evaluate"),
+            ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
+            ("dpo/model", "dpo/evaluation.json"),
+        ),
+        _stage(
+            "ppo",
+            (*_HARDWARE, "ppo", "evaluate"),
+            ("sft/model", "sft/evaluation.json", "reward/model", "corpus/preferences", *_CHAT_NEEDS),
+            ("ppo/model", "ppo/evaluation.json"),
+        ),
+        _stage(
+            "evaluate",
+            (*_HARDWARE, "evaluate"),
+            ("pretrain/model", "tokenizer/model", "shards/tokens", _HELD_OUT),
+            ("evaluate/samples.jsonl",),
+            uses=("sft/model", "dpo/model", "ppo/model"),
+        ),
+    )
+}
+"""In dependency order: a stage needs only what stands before it."""
+
+
+def downstream(name: StageName) -> list[StageName]:
+    """The stages that are made, directly or not, from what `name` makes, in order."""
+    made = set(STAGES[name].makes)
+    found: list[StageName] = []
+    for stage in STAGES.values():
+        if made & {*stage.needs, *stage.uses}:
+            found.append(stage.name)
+            made |= set(stage.makes)
+    return found

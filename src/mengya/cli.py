@@ -1,0 +1,152 @@
+"""The command line: one command a stage and a few for looking; a stage's own code is imported when it is called."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from mengya import __version__
+from mengya.errors import Interrupted, UserError
+from mengya.settings import STAGE_NAMES
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Mengya 萌芽 grows a small Chinese chat model from nothing: raw text to an aligned model, in one command.",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, e.g. recipes/quickstart.yaml", show_default=False)]
+OutOption = Annotated[Path | None, typer.Option("--out", help="run directory; runs/NAME when absent")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the recipe")]
+
+
+def _run(recipe_path: Path, out: Path | None, overrides: list[str] | None, only: list[str] | None) -> None:
+    from mengya.recipe import load_recipe
+    from mengya.report.page import write_report
+    from mengya.stages.runner import run_recipe
+
+    recipe = load_recipe(recipe_path, overrides or [])
+    run = run_recipe(recipe, out or Path("runs") / recipe.name, only)
+    typer.echo(write_report(run))
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    set_: SetOption = None,
+    stages: Annotated[str | None, typer.Option(help="only these, separated by commas")] = None,
+) -> None:
+    """Run all stages of a recipe: finished ones are skipped, an interrupted one goes on."""
+    _run(recipe, out, set_, [name.strip() for name in stages.split(",")] if stages is not None else None)
+
+
+def _add_stage(name: str) -> None:
+    @app.command(name, help=f"Run the stage {name} of a recipe.", rich_help_panel="Stages")
+    def stage(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
+        _run(recipe, out, set_, [name])
+
+
+for _name in STAGE_NAMES:
+    _add_stage(_name)
+
+
+@app.command()
+def chat(
+    path: Annotated[Path, typer.Argument(help="a run, a stage of it, or any transformers directory")],
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="answer this once and leave")] = None,
+    stage: Annotated[str | None, typer.Option(help="pretrain, sft, dpo or ppo; the last there is when absent")] = None,
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    max_new_tokens: int = 256,
+    seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
+) -> None:
+    """Talk to a model in the terminal."""
+    from mengya.serve.terminal import chat as talk
+
+    talk(
+        path,
+        prompt=prompt,
+        stage=stage,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+
+
+@app.command()
+def report(path: Annotated[Path, typer.Argument(help="a run directory")]) -> None:
+    """Write RUN/report.html from whatever stages are finished."""
+    from mengya.report.page import write_report
+    from mengya.run import Run
+
+    typer.echo(write_report(Run.open(path)))
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="a run, a stage, a model directory or a .jsonl file")]) -> None:
+    """Look inside a run, a stage, a model or data."""
+    from mengya.serve.inspect import inspect as look
+
+    look(path)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: Python, packages, memory, disk, bf16, accelerator."""
+    from mengya.serve.doctor import doctor as examine
+
+    examine()
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    price: Annotated[float | None, typer.Option(help="of an hour of this machine, in any currency")] = None,
+) -> None:
+    """Parameters, tokens, FLOPs, memory, time and cost of a recipe, before spending any."""
+    from mengya.recipe import load_recipe
+    from mengya.serve.plan import print_plan
+
+    print_plan(load_recipe(recipe, set_ or []), price)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Exit code 0: done; 2: the user's mistake, said in one line; 1: ours; 130: interrupted, state saved."""
+    try:
+        app()
+    except UserError as error:
+        _leave(str(error), 2)
+    except (Interrupted, KeyboardInterrupt) as error:
+        _leave(str(error) or "interrupted; the same command goes on from there", 130)
+    except Exception as error:
+        # safetensors and pyarrow wrap the system's error in types of their own; its words they keep.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            name = getattr(error, "filename", None) or "the run directory"
+            _leave(f"{name}: the disk is full — free some space; the same command goes on from there", 2)
+        raise
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    print(f"mengya: {line}", file=sys.stderr)
+    sys.exit(code)

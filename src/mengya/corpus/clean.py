@@ -1,0 +1,242 @@
+"""Chinese text made uniform, and the rules that say why a text is not worth training on.
+
+A rule is a small function `(text, settings) -> reason | None`; RULES lists them in the order in which they are asked,
+so a document is counted under the first reason that applies. Shares follow Gopher (arXiv:2112.11446, A1.1), with
+characters in the place of words; thresholds were set by reading what they drop from real Chinese web text.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import ftfy
+import numpy as np
+
+from mengya.corpus.advertising import advertising_terms
+
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
+_CHINESE_PUNCTUATION = "，。、；：？！“”‘’（）《》〈〉【】「」『』…—"
+_HAN = re.compile(f"[{HAN}]")
+
+
+@dataclass(frozen=True, slots=True)
+class CleanSettings:
+    """Thresholds of cleaning and deduplication. Shares are of the characters that are not white space, unless said."""
+
+    min_han: int = 10
+    max_characters: int = 500_000
+    min_han_share: float = 0.3
+    max_symbol_share: float = 0.2
+    max_url_share: float = 0.2
+    max_digit_share: float = 0.3
+    max_repeated_line_share: float = 0.3
+    max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
+    max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
+    boilerplate_documents: int = 10  # a line in more documents of a source than this …
+    boilerplate_share: float = 0.0005  # … and than this share of them is boilerplate
+    near_duplicate_threshold: float = 0.8  # Jaccard of character 5-grams
+    validation_fraction: float = 0.01
+    num_processes: int = 1
+
+
+class Thresholds(Protocol):
+    """What the rules ask of any settings object: CleanSettings, or the recipe's own model."""
+
+    @property
+    def min_han(self) -> int: ...
+    @property
+    def max_characters(self) -> int: ...
+    @property
+    def min_han_share(self) -> float: ...
+    @property
+    def max_symbol_share(self) -> float: ...
+    @property
+    def max_url_share(self) -> float: ...
+    @property
+    def max_digit_share(self) -> float: ...
+    @property
+    def max_repeated_line_share(self) -> float: ...
+    @property
+    def max_repeated_ngram_share(self) -> float: ...
+    @property
+    def max_advertising_terms(self) -> int: ...
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+_MOJIBAKE = re.compile("[\u0080-\u024f][\u0080-\u024f\u2010-\u2122]")  # UTF-8 read as Latin-1 or Windows-1252
+_ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|apos|[lr][ds]quo|hellip|mdash|middot|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\s])(?:\\r)?\\n")
+_REFERENCE_MARK = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}])(?:\[\d{{1,3}}(?:[-–,，]\d{{1,3}})*\])+")
+_HAN_OR_PUNCTUATION = f"[{HAN}{_CHINESE_PUNCTUATION}]"
+_SPACED_OUT = re.compile(rf"(?<![^\s])[{HAN}](?: [{HAN}]){{3,}}(?![^\s{_CHINESE_PUNCTUATION}])")
+_SPACE_AT_PUNCTUATION = re.compile(rf"(?<=[{_CHINESE_PUNCTUATION}]) +(?=\S)|(?<=\S) +(?=[{_CHINESE_PUNCTUATION}])")
+_WIDE_GAP = re.compile(rf"(?<={_HAN_OR_PUNCTUATION}) {{2,}}(?={_HAN_OR_PUNCTUATION})")
+_INDENT = re.compile(rf"^[ \t]+(?=[{HAN}“《【「（])", re.MULTILINE)
+_LINE_END = re.compile(r"[ \t]+$", re.MULTILINE)
+BLANK_LINES = re.compile(r"\n{3,}")
+_REPEATED = (
+    (re.compile(r"([，、；：？！～])\1+"), r"\1"),
+    (re.compile(r"([!?~])\1{3,}"), r"\1"),
+    (re.compile("。{2,}|…{3,}|\\.{7,}"), "……"),
+    (re.compile("—{3,}"), "——"),
+)
+
+
+def _character_table() -> dict[int, str | None]:
+    table: dict[int, str | None] = {}
+    for start, end in ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A)):  # full-width digits and Latin letters
+        table |= {code: chr(code - 0xFEE0) for code in range(start, end + 1)}
+    for code in [*range(0x20), *range(0x7F, 0xA0)]:
+        table[code] = None  # control characters
+    # Zero-width joiners (U+200C, U+200D) stay: emoji are spelt with them.
+    for code in (0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF, 0xFFFE, 0xFFFF):
+        table[code] = None
+    for code in [*range(0xD800, 0xE000), *range(0xE000, 0xF900)]:
+        table[code] = None  # lone surrogates and private use, the icons of web fonts
+    for code in (0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000):
+        table[code] = " "
+    table |= {0x09: "\t", 0x0A: "\n", 0x0B: "\n", 0x0C: "\n", 0x0D: "\n", 0x85: "\n", 0x2028: "\n", 0x2029: "\n"}
+    return table
+
+
+_CHARACTERS = _character_table()
+
+
+def normalise(text: str) -> str:
+    """`text` in the one form that training sees; normalising twice changes nothing more.
+
+    Mojibake repaired (ftfy), NFC, HTML entities unescaped where no markup stands beside them, Latin letters and
+    digits half width while Chinese punctuation keeps its full width, control and invisible characters removed, line
+    ends "\\n" (a literal backslash-n between Chinese sentences too), no white space beside Chinese punctuation or at
+    line ends, no Chinese text spelt with a space after each character, runs of punctuation cut, reference marks like
+    [1-2] after Chinese text removed. Indentation and spaces of code are left alone.
+    """
+    if _MOJIBAKE.search(text):
+        text = ftfy.fix_encoding(text)
+    if "&" in text and "<" not in text:
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    text = text.replace("\r\n", "\n").translate(_CHARACTERS)
+    if not unicodedata.is_normalized("NFC", text):
+        text = unicodedata.normalize("NFC", text)
+    if "\\n" in text:
+        text = _LITERAL_NEWLINE.sub("\n", text)
+    for pattern, replacement in _REPEATED:
+        text = pattern.sub(replacement, text)
+    if "[" in text:
+        text = _REFERENCE_MARK.sub("", text)
+    if " " in text or "\t" in text:
+        text = _SPACED_OUT.sub(lambda run: run[0].replace(" ", ""), text)
+        text = _SPACE_AT_PUNCTUATION.sub("", text)
+        text = _WIDE_GAP.sub(" ", text)
+        text = _INDENT.sub("", text)
+        text = _LINE_END.sub("", text)
+    return BLANK_LINES.sub("\n\n", text).strip()
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+_VISIBLE = re.compile(r"\S")
+_SPACE = re.compile(r"\s+")
+_DIGIT = re.compile(r"\d")
+_URL = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#:~+@]+|[\w\-.]+@[\w\-]+\.\w+", re.ASCII)
+_SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
+_NGRAM = 10
+_ADVERTISING_DENSITY = 100  # at least one term in so many characters
+_SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
+
+
+def _visible_length(text: str) -> int:
+    return max(len(_SPACE.sub("", text)), 1)
+
+
+def too_short(text: str, settings: Thresholds) -> str | None:
+    return "too_short" if len(_HAN.findall(text)) < settings.min_han else None
+
+
+def too_long(text: str, settings: Thresholds) -> str | None:
+    return "too_long" if len(text) > settings.max_characters else None
+
+
+def low_han_share(text: str, settings: Thresholds) -> str | None:
+    return "low_han_share" if len(_HAN.findall(text)) < settings.min_han_share * _visible_length(text) else None
+
+
+def many_symbols(text: str, settings: Thresholds) -> str | None:
+    """Neither letters nor digits nor the punctuation of prose: icons, box drawing, what mojibake leaves (U+FFFD)."""
+    return "many_symbols" if len(_SYMBOL.findall(text)) > settings.max_symbol_share * _visible_length(text) else None
+
+
+def many_urls(text: str, settings: Thresholds) -> str | None:
+    characters = sum(map(len, _URL.findall(text)))
+    return "many_urls" if characters > settings.max_url_share * _visible_length(text) else None
+
+
+def many_digits(text: str, settings: Thresholds) -> str | None:
+    return "many_digits" if len(_DIGIT.findall(text)) > settings.max_digit_share * _visible_length(text) else None
+
+
+def repeated_lines(text: str, settings: Thresholds) -> str | None:
+    """The share of characters in lines that stood there before; lines under 5 characters (braces, numbers) are free."""
+    lines = [line for line in (raw.strip() for raw in text.split("\n")) if len(line) >= 5]
+    seen: set[str] = set()
+    repeated = 0
+    for line in lines:
+        if line in seen:
+            repeated += len(line)
+        seen.add(line)
+    return "repeated_lines" if repeated > settings.max_repeated_line_share * sum(map(len, lines)) else None
+
+
+def repeated_ngrams(text: str, settings: Thresholds) -> str | None:
+    """The share of 10-character n-grams that are not the first of their kind."""
+    text = _SPACE.sub("", text)
+    if len(text) < 4 * _NGRAM:
+        return None
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(codes) - _NGRAM + 1, dtype=np.uint64)
+    for offset in range(_NGRAM):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + len(hashes)]
+    share = 1 - len(np.unique(hashes)) / len(hashes)
+    return "repeated_ngrams" if share > settings.max_repeated_ngram_share else None
+
+
+def advertisement(text: str, settings: Thresholds) -> str | None:
+    """Enough distinct advertising terms, standing densely: long news may name three of them without selling anything."""
+    terms = advertising_terms(text)
+    needed = settings.max_advertising_terms - (len(text) <= _SHORT_ADVERTISEMENT)
+    dense = len(terms) * _ADVERTISING_DENSITY >= len(text)
+    return "advertisement" if dense and len(set(terms)) >= needed else None
+
+
+Rule = Callable[[str, Thresholds], str | None]
+RULES: tuple[Rule, ...] = (
+    too_short,
+    too_long,
+    low_han_share,
+    many_symbols,
+    many_urls,
+    many_digits,
+    repeated_lines,
+    repeated_ngrams,
+    advertisement,
+)
+
+
+def first_reason(text: str, settings: Thresholds) -> str | None:
+    """The reason of the first rule of RULES that drops a normalised text; None for a text worth keeping."""
+    for rule in RULES:
+        if reason := rule(text, settings):
+            return reason
+    return None
+
+
+def clean_batch(texts: Iterable[str], settings: Thresholds) -> list[tuple[str, str | None]]:
+    """(normalised text, reason to drop it or None) of each: the work that a process is given."""
+    cleaned = [normalise(text) for text in texts]
+    return [(text, first_reason(text, settings)) for text in cleaned]

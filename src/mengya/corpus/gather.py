@@ -1,0 +1,63 @@
+"""Sources of a recipe → records: every file read, every layout converted, everything refused counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any, Literal
+
+from mengya.console import say
+from mengya.corpus.formats import FORMATS, convert, guess_format
+from mengya.corpus.records import Conversation, Document, PreferencePair
+from mengya.corpus.sources import Rejects, list_files, read_rows
+from mengya.corpus.turns import FormatError
+from mengya.errors import UserError
+from mengya.settings import Identity, Source
+
+Kind = Literal["document", "conversation", "preference"]
+
+_ROWS_TO_GUESS_FROM = 50
+
+
+def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]]) -> str:
+    if source.format is not None:
+        if source.format not in FORMATS:
+            known = [name for name, layout in FORMATS.items() if layout.kind == kind]
+            raise UserError(f"unknown format {source.format!r}", where=source.path, mend=f"use {', '.join(known)}")
+        return source.format
+    guessed = guess_format(rows, kind)
+    if guessed is None:
+        columns = ", ".join(rows[0]) if rows else "no rows"
+        raise UserError(
+            f"no known {kind} layout fits its rows ({columns})",
+            where=source.path,
+            mend="name one by `format:` and, if columns are renamed, `columns:`",
+        )
+    say(f"{source.path} looks like {guessed!r}; say `format: {guessed}` to be sure")
+    return guessed
+
+
+def read_source(
+    source: Source, kind: Kind, identity: Identity, rejects: Rejects, repairs: Counter[str]
+) -> Iterator[Document | Conversation | PreferencePair]:
+    """Records of one source, in file order; refused rows go to `rejects`, mended ones are counted in `repairs`."""
+    assert source.path is not None
+    names = identity.model_dump()
+    for file in list_files(source.path):
+        rows = islice(read_rows(file, rejects), source.limit)
+        head = list(islice(rows, _ROWS_TO_GUESS_FROM))
+        if not head:
+            continue
+        layout = _format_of(source, kind, [row for _, row in head])
+        for origin, row in chain(head, rows):
+            try:
+                records = convert(
+                    layout, row, source.columns, source=source.label, origin=origin, identity=names, repairs=repairs
+                )
+            except FormatError as error:
+                rejects.add_at(error.reason, origin, str(row)[:200])
+                continue
+            for record in records:
+                assert isinstance(record, Document | Conversation | PreferencePair)
+                yield record

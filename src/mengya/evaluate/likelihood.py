@@ -1,0 +1,117 @@
+"""What a language model gives to texts that exist: log-probabilities, bits per byte, cloze answers, KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mengya.corpus.records import Cloze, Conversation
+from mengya.data.loader import one_pass
+from mengya.data.packing import Examples
+from mengya.data.shards import TokenShards
+from mengya.evaluate.score import Estimate, proportion, ratio
+from mengya.model.transformer import Transformer
+from mengya.objectives.language_model import next_token_loss
+from mengya.objectives.preference import completion_logps
+from mengya.tokenizer.encode import ChatTokenizer
+
+LN2 = 0.6931471805599453
+_TOKENS_A_BATCH = 16_384
+
+
+@torch.inference_mode()
+def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+    """Σ log p(token | all before it) over the tokens from `starts[i]` on, for each sequence, in nats.
+
+    Sequences are batched by length, padded on the right where causal attention cannot see it.
+    """
+    device = model.output_weight_VC.device
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    found = [0.0] * len(sequences)
+    while order:
+        longest = len(sequences[order[-1]])
+        rows = order[-max(1, _TOKENS_A_BATCH // longest) :]
+        del order[-len(rows) :]
+        ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+        completion_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for b, i in enumerate(rows):
+            ids_BT[b, : len(sequences[i])] = torch.tensor(sequences[i])
+            completion_BT[b, starts[i] : len(sequences[i])] = True
+        logps_B: Tensor = completion_logps(model, ids_BT.to(device), completion_BT.to(device))
+        for b, i in enumerate(rows):
+            found[i] = logps_B[b].item()
+    return found
+
+
+@torch.inference_mode()
+def packed_loss(model: Transformer, examples: Examples, row_length: int) -> float:
+    """Mean −log p of all targets of `examples`, in nats, packed into rows just as in training."""
+    loss, count = 0.0, 0
+    for batch in one_pass(
+        examples, row_length=row_length, micro_batch_rows=_TOKENS_A_BATCH // row_length + 1, pad_id=0
+    ):
+        terms = next_token_loss(model, batch.to(model.output_weight_VC.device))
+        loss, count = loss + terms.loss_sum.item(), count + terms.count
+    return loss / max(1, count)
+
+
+def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
+    """Bits per UTF-8 byte of the first `num_documents` documents, over all and by source.
+
+    Comparable between tokenizers, unlike the loss per token. A document longer than the model's positions is read in
+    pieces, each without the one before it.
+    """
+    length = model.config.max_positions
+    chosen = range(min(num_documents, len(shards)))
+    pieces: list[list[int]] = []
+    owners: list[int] = []
+    for i in chosen:
+        tokens = shards[i].tolist()
+        for start in range(0, len(tokens) - 1, length - 1):
+            pieces.append(tokens[start : start + length])
+            owners.append(i)
+    nats = [0.0] * len(chosen)
+    for owner, logp in zip(owners, sequence_logps(model, pieces, [1] * len(pieces)), strict=True):
+        nats[owner] -= logp
+    bits = [value / LN2 for value in nats]
+    sizes = [float(shards.bytes_N[i]) for i in chosen]
+    by_source = {}
+    for index, source in enumerate(shards.source_names):
+        mine = [i for i in chosen if shards.source_ids_N[i] == index]
+        if mine:
+            by_source[source] = ratio([bits[i] for i in mine], [sizes[i] for i in mine])
+    return ratio(bits, sizes), by_source
+
+
+def answer_bits_per_byte(model: Transformer, tokenizer: ChatTokenizer, conversations: list[Conversation]) -> Estimate:
+    """Bits per UTF-8 byte of the last answer of held-out conversations, given all before it."""
+    sequences, starts, sizes = [], [], []
+    for conversation in conversations:
+        prompt, _ = tokenizer.render(conversation.messages[:-1], add_generation_prompt=True)
+        whole, _ = tokenizer.render(conversation.messages)
+        if len(whole) <= model.config.max_positions:
+            sequences.append(whole)
+            starts.append(len(prompt))
+            sizes.append(float(len(conversation.messages[-1].content.encode())))
+    return ratio([-logp / LN2 for logp in sequence_logps(model, sequences, starts)], sizes)
+
+
+def cloze_accuracy(model: Transformer, tokenizer: ChatTokenizer, clozes: list[Cloze]) -> Estimate:
+    """Share of clozes whose true continuation has the highest log-probability a byte.
+
+    The prefix stands at a document's start. Per byte, because the choices differ in length (Gao 2021, "acc_norm").
+    """
+    sequences, starts = [], []
+    for cloze in clozes:
+        prefix = [tokenizer.end_of_text_id, *tokenizer.encode(cloze.prefix)]
+        for choice in cloze.choices:
+            sequences.append([*prefix, *tokenizer.encode(choice)])
+            starts.append(len(prefix))
+    scores = iter(sequence_logps(model, sequences, starts))
+    hits = 0
+    for cloze in clozes:
+        per_byte = [next(scores) / len(choice.encode()) for choice in cloze.choices]
+        hits += max(range(len(per_byte)), key=per_byte.__getitem__) == cloze.answer
+    return proportion(hits, len(clozes))

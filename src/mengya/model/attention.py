@@ -1,0 +1,100 @@
+"""Attention over packed documents or a cache: which keys a query may see, and the kernel that suits the device.
+
+Isolation: in a packed row a query sees a key when the key is not later and belongs to the same document. The mask is
+built once per batch and shared by all layers; positions restart in each document, so a packed document is computed
+exactly as if it stood alone.
+
+On CUDA this is scaled_dot_product_attention (a boolean mask selects the memory-efficient kernel, plain causality
+the flash kernel); flex attention would slot in at `attend`. On a CPU the eager product below is used, in blocks of
+query rows that skip the keys no query of the block can see: forward and backward of (16, 3, 256, 64) in bfloat16 on one
+thread take 44 ms with SDPA, 22 ms in one block, 17 ms in two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# B rows, T queries, S keys, H heads, K KV heads, G = H / K heads sharing one KV head, D head width
+
+_BLOCK_ROWS = 128
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which of S keys each of T queries may see. Every query sees at least one key (itself), so no softmax is empty."""
+
+    allowed_BTS: Tensor  # bool; B is 1 when all rows are alike
+    bias_BTS: Tensor | None  # 0 or the dtype's lowest number, for the eager product; None on CUDA
+    causal: bool  # no query sees a later key, and queries and keys are the same tokens
+    plain: bool  # nothing but causality
+
+    @staticmethod
+    def causal_only(num_tokens: int, dtype: torch.dtype, device: torch.device) -> AttentionMask:
+        """Each token sees itself and all before it."""
+        allowed_TS = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+        return _mask(allowed_TS[None], dtype, causal=True, plain=True)
+
+    @staticmethod
+    def packed(documents_BT: Tensor, dtype: torch.dtype) -> AttentionMask:
+        """Each token sees itself and those before it that bear the same document number.
+
+        Any number will do for padding, as long as no document bears it.
+        """
+        num_tokens = documents_BT.shape[1]
+        causal_TS = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=documents_BT.device).tril()
+        allowed_BTS = (documents_BT[:, :, None] == documents_BT[:, None, :]) & causal_TS
+        return _mask(allowed_BTS, dtype, causal=True, plain=False)
+
+    @staticmethod
+    def cached(positions_BT: Tensor, num_keys: int, dtype: torch.dtype) -> AttentionMask:
+        """Each query at position p sees the cache slots 0 ... p of its row."""
+        slots_S = torch.arange(num_keys, device=positions_BT.device)
+        return _mask(slots_S <= positions_BT[:, :, None], dtype, causal=False, plain=False)
+
+
+def _mask(allowed_BTS: Tensor, dtype: torch.dtype, *, causal: bool, plain: bool) -> AttentionMask:
+    bias_BTS = None
+    if allowed_BTS.device.type != "cuda":
+        # The lowest finite number, not -inf: a score plus it is a finite weight of exactly 0, whatever the score.
+        bias_BTS = torch.zeros(allowed_BTS.shape, dtype=dtype, device=allowed_BTS.device)
+        bias_BTS.masked_fill_(~allowed_BTS, torch.finfo(dtype).min / 2)
+    return AttentionMask(allowed_BTS, bias_BTS, causal, plain)
+
+
+def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: AttentionMask) -> Tensor:
+    """y_BTHD = softmax(q kᵀ / √D over the allowed keys) v, each KV head serving H / K heads."""
+    if mask.bias_BTS is None:
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BKSD,
+            v_BKSD,
+            attn_mask=None if mask.plain else mask.allowed_BTS[:, None],
+            is_causal=mask.plain,
+            enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
+        )
+        return y_BHTD.transpose(1, 2)
+    return _attend_eager(q_BHTD, k_BKSD, v_BKSD, mask.bias_BTS, causal=mask.causal)
+
+
+def _attend_eager(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_BTS: Tensor, *, causal: bool) -> Tensor:
+    B, H, T, D = q_BHTD.shape
+    K, S = k_BKSD.shape[1:3]
+    # Heads that share keys become rows of one product, so keys and values are never repeated in memory.
+    q_BKGTD = (q_BHTD * D**-0.5).reshape(B, K, H // K, T, D)
+    kT_BKDS = k_BKSD.mT
+    bias_B11TS = bias_BTS[:, None, None]
+    blocks = []
+    for start in range(0, T, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, T)
+        num_keys = stop if causal else S
+        rows = (B, K, H // K, stop - start)
+        q_BKRD = q_BKGTD[:, :, :, start:stop].reshape(B, K, -1, D)
+        scores = (q_BKRD @ kT_BKDS[..., :num_keys]).view(*rows, num_keys)
+        weights = (scores + bias_B11TS[:, :, :, start:stop, :num_keys]).softmax(-1)
+        blocks.append((weights.view(B, K, -1, num_keys) @ v_BKSD[:, :, :num_keys]).view(*rows, D))
+    y_BKGTD = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)
+    return y_BKGTD.view(B, H, T, D).transpose(1, 2)

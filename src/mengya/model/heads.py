@@ -1,0 +1,52 @@
+"""The reward model: the same trunk with one score a token, `…ForSequenceClassification` parameter for parameter."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mengya.model.attention import AttentionMask
+from mengya.model.config import ModelConfig
+from mengya.model.transformer import Decoder, Linear, Transformer, initialize
+
+
+class RewardModel(nn.Module):
+    """A score for a whole text (at its last token), or for every prefix of it: then it is PPO's value function."""
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, compute_dtype)
+        self.score = Linear(config.width, 1)
+        initialize(self)
+
+    @classmethod
+    def from_language_model(cls, model: Transformer) -> RewardModel:
+        """A reward model that starts from the language model's trunk (copied) and scores everything 0."""
+        reward_model = cls(model.config, model.compute_dtype).to(model.output_weight_VC.device)
+        reward_model.model.load_state_dict(model.model.state_dict())
+        nn.init.zeros_(reward_model.score.weight)
+        return reward_model
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.model.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        self.model.compute_dtype = dtype
+
+    def scores(
+        self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
+    ) -> Tensor:
+        """score_BT in float32: at each token, of the text up to and with it."""
+        x_BTC = self.model(ids_BT, positions_BT=positions_BT, attention=attention)
+        # float32: bfloat16 has no number between 4 and 4.03, and rewards are compared by small differences.
+        return F.linear(x_BTC.float(), self.score.weight.float()).squeeze(-1)
+
+    def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """score_B of right-padded texts, each read at its last real token."""
+        x_BTC = self.model(ids_BT)
+        rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
+        return F.linear(x_BTC[rows_B, lengths_B - 1].float(), self.score.weight.float()).squeeze(-1)

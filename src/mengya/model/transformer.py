@@ -1,0 +1,231 @@
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, with the parameter names of transformers.
+
+Master weights stay float32; activations are in `compute_dtype`, and a linear layer casts its weight to the dtype of
+its input at use. So there is no autocast context, and gradients arrive in float32. Shapes: B rows, T tokens, C width,
+H heads, K KV heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mengya.model.attention import AttentionMask, attend
+from mengya.model.cache import KVCache
+from mengya.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """y = x Wᵀ in the dtype of x."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, the mean square in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normal = (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.epsilon)).to(x.dtype)
+        return self.weight.to(x.dtype) * normal
+
+
+def rotary_angles(positions_BT: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (B, 1, T, D) of the angle position · theta^(-2i/D), the sine signed for `rotate` (Su et al. 2021)."""
+    even_features = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=positions_BT.device)
+    frequencies = 1.0 / config.rope_theta ** (even_features / config.head_width)
+    angles_B1TF = positions_BT[:, None, :, None].float() * frequencies
+    cos, sin = angles_B1TF.cos(), angles_B1TF.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
+    """x with feature pairs (i, i + D/2) turned by their angle: the half-split pairing of transformers.
+
+    Rolling by D/2 swaps the halves; the minus of the rotation is in the sign of the first half of the sine.
+    """
+    return torch.addcmul(x_BHTD * cos_B1TD, x_BHTD.roll(x_BHTD.shape[-1] // 2, -1), sin_B1TD)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_width = layer, config.head_width
+        query_width = config.num_heads * config.head_width
+        key_width = config.num_kv_heads * config.head_width
+        self.q_proj = Linear(config.width, query_width)
+        self.k_proj = Linear(config.width, key_width)
+        self.v_proj = Linear(config.width, key_width)
+        self.o_proj = Linear(query_width, config.width)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_width, config.norm_epsilon)
+            self.k_norm = RMSNorm(config.head_width, config.norm_epsilon)
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        positions_BT: Tensor,
+        cache: KVCache | None,
+    ) -> Tensor:
+        B, T, _ = x_BTC.shape
+        q_BHTD = self.q_norm(self.q_proj(x_BTC).view(B, T, -1, self.head_width)).transpose(1, 2)
+        k_BKTD = self.k_norm(self.k_proj(x_BTC).view(B, T, -1, self.head_width)).transpose(1, 2)
+        v_BKTD = self.v_proj(x_BTC).view(B, T, -1, self.head_width).transpose(1, 2)
+        q_BHTD, k_BKTD = rotate(q_BHTD, *angles), rotate(k_BKTD, *angles)
+        if cache is not None:
+            k_BKTD, v_BKTD = cache.write(self.layer, k_BKTD, v_BKTD, positions_BT)
+        return self.o_proj(attend(q_BHTD, k_BKTD, v_BKTD, mask).reshape(B, T, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.width, config.ffn_width)
+        self.up_proj = Linear(config.width, config.ffn_width)
+        self.down_proj = Linear(config.ffn_width, config.width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        positions_BT: Tensor,
+        cache: KVCache | None,
+    ) -> Tensor:
+        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), angles, mask, positions_BT, cache)
+        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states: the trunk that the language model and the reward model share."""
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.compute_dtype = config, compute_dtype
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        attention: AttentionMask | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x_BTC after the final norm, in compute_dtype.
+
+        Without `attention` a row is one document; without `positions_BT` it starts at position 0, or where the cache
+        ends. With a cache the caller then says by `cache.advance` how many of the T tokens were real in each row.
+        """
+        T = ids_BT.shape[1]
+        if positions_BT is None:
+            positions_BT = torch.arange(T, device=ids_BT.device)[None] if cache is None else cache.positions(T)
+        if attention is None:
+            if cache is not None and cache.longest:
+                attention = AttentionMask.cached(positions_BT, cache.longest + T, self.compute_dtype)
+            else:
+                attention = AttentionMask.causal_only(T, self.compute_dtype, ids_BT.device)
+        angles = rotary_angles(positions_BT, self.config, self.compute_dtype)
+        x_BTC = self.embed_tokens(ids_BT).to(self.compute_dtype)
+        for layer in self.layers:
+            x_BTC = layer(x_BTC, angles, attention, positions_BT, cache)
+        return self.norm(x_BTC)
+
+
+class Transformer(nn.Module):
+    """The language model: `LlamaForCausalLM`, or `Qwen3ForCausalLM` with QK-norm, parameter for parameter."""
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, compute_dtype)
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.width, config.vocab_size)
+        initialize(self)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.model.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        self.model.compute_dtype = dtype
+
+    @property
+    def output_weight_VC(self) -> Tensor:
+        """The output projection in float32: the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        attention: AttentionMask | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x_BTC, the final hidden states, for objectives that project only the positions they need."""
+        return self.model(ids_BT, positions_BT=positions_BT, attention=attention, cache=cache)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (..., V) in compute_dtype of hidden states (..., C)."""
+        return F.linear(x, self.output_weight_VC.to(x.dtype))
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor | None = None,
+        attention: AttentionMask | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """logits_BTV."""
+        return self.logits(self.hidden(ids_BT, positions_BT=positions_BT, attention=attention, cache=cache))
+
+
+@torch.no_grad()
+def initialize(model: nn.Module) -> None:
+    """Draw every matrix from normal(0, initializer_range), from torch's global generator; norms are 1.
+
+    The two projections that add into the residual stream are scaled by 1/√(2 · layers), so that the stream's variance
+    at the start does not grow with depth (Radford et al. 2019).
+    """
+    config = model.config
+    assert isinstance(config, ModelConfig)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        nn.init.normal_(
+            parameter, std=config.initializer_range * ((2 * config.num_layers) ** -0.5 if residual else 1.0)
+        )

@@ -1,0 +1,64 @@
+"""Proximal policy optimisation on answers: advantages and the clipped losses (B rows, T answer tokens).
+
+`mask_BT` is True on the answer's tokens, its end token included; everything outside it is ignored.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kl_penalised_rewards(
+    score_B: Tensor, logps_BT: Tensor, reference_logps_BT: Tensor, mask_BT: Tensor, kl_coefficient: float
+) -> Tensor:
+    """Reward of every token: −β (log π − log π_ref), plus the answer's score on its last token.
+
+    Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, §3.5. The per-token term is the k1 estimator of KL (Schulman 2020).
+    """
+    rewards_BT = -kl_coefficient * (logps_BT - reference_logps_BT) * mask_BT
+    last_B = mask_BT.long().cumsum(1).argmax(1)
+    return rewards_BT.scatter_add(1, last_B[:, None], score_B[:, None])
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lambda_: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, each (B, T): A_t = Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t (Schulman et al. 2016,
+    eq. 16). An answer is a whole episode: the value after its last token is 0."""
+    advantages_BT = torch.zeros_like(rewards_BT)
+    running_B = torch.zeros_like(rewards_BT[:, 0])
+    next_value_B = torch.zeros_like(running_B)
+    for t in reversed(range(rewards_BT.shape[1])):
+        inside_B = mask_BT[:, t]
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        running_B = torch.where(inside_B, delta_B + gamma * lambda_ * running_B, running_B)
+        next_value_B = torch.where(inside_B, values_BT[:, t], next_value_B)
+        advantages_BT[:, t] = torch.where(inside_B, running_B, 0.0)
+    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Zero mean, unit variance over the masked entries, of the whole batch (Huang et al. 2024, detail 8)."""
+    inside_N = x_BT[mask_BT]
+    scale = inside_N.std(unbiased=False).clamp_min(1e-6)
+    return (x_BT - inside_N.mean()) / scale * mask_BT
+
+
+def policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
+    """Σ −min(ρ A, clip(ρ, 1±ε) A) over the answer's tokens, ρ = π/π_old (Schulman et al. 2017, eq. 7)."""
+    ratio_BT = (logps_BT - old_logps_BT).exp()
+    unclipped_BT = ratio_BT * advantages_BT
+    clipped_BT = ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT
+    return -(torch.minimum(unclipped_BT, clipped_BT) * mask_BT).sum()
+
+
+def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
+    """Σ ½ max((V − R)², (clip(V, V_old ± ε) − R)²) over the answer's tokens (PPO's reference implementation)."""
+    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+    worse_BT = torch.maximum((values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2)
+    return 0.5 * (worse_BT * mask_BT).sum()
+
+
+def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_rows: int, horizon: float = 10_000) -> float:
+    """The next KL coefficient: raised when KL per answer is above target, lowered below (Ziegler et al. 2019, §2.2)."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * num_rows / horizon)

@@ -1,0 +1,26 @@
+"""Bradley–Terry: the probability that one answer is preferred is the logistic of the difference of their rewards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from mengya.objectives.terms import Terms
+
+
+def bradley_terry(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """−log σ(r_chosen − r_rejected), shape (B) (Ouyang et al. 2022, eq. 1)."""
+    return -logsigmoid(chosen_B - rejected_B)
+
+
+def reward_loss(model: Any, batch: Any) -> Terms:
+    """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`; each text is scored at its last token."""
+    both = batch.both
+    chosen_B, rejected_B = model(both.ids_BT, both.lengths_B).chunk(2)
+    losses_B = bradley_terry(chosen_B, rejected_B)
+    with torch.no_grad():
+        sums = {"accuracy": (chosen_B > rejected_B).float().sum(), "margin": (chosen_B - rejected_B).sum()}
+    return Terms(losses_B.sum(), len(losses_B), sums)

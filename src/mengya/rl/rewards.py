@@ -1,0 +1,51 @@
+"""What an answer is worth to PPO: the reward model's score, normalised, less what rules forbid."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mengya.corpus.playground.judges import repetition
+from mengya.evaluate.answers import Answers
+from mengya.evaluate.pairs import score_texts
+from mengya.model.heads import RewardModel
+from mengya.settings import PPOSettings
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of the reward model on the SFT model's own answers: the unit of all rewards.
+
+    Fixed at the start. A running scale would shrink the reward as the policy improves, and would have to be resumed.
+    """
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Scale:
+        return cls(statistics.fmean(scores), max(statistics.pstdev(scores), 1e-3))
+
+
+def reward_scores(model: RewardModel, answers: Answers) -> list[float]:
+    """The reward model's raw score of every answer."""
+    sequences = [prompt + tokens for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
+    return score_texts(model, sequences)
+
+
+def combine(scores: Sequence[float], answers: Answers, scale: Scale, settings: PPOSettings) -> list[float]:
+    """Rewards in units of `scale.deviation`: whitened, clipped, less the penalties.
+
+    The end penalty (Huang et al. 2024, detail 4: without it answers run into the length limit) and the repetition
+    penalty, which looks at characters because Chinese has no spaces to split at, come after the clip, so that no
+    reward-model score can pay for them.
+    """
+    rewards = []
+    for score, text, finished in zip(scores, answers.texts, answers.finished, strict=True):
+        whitened = (score - scale.mean) / scale.deviation
+        reward = min(max(whitened, -settings.reward_clip), settings.reward_clip)
+        reward -= 0.0 if finished else settings.missing_end_penalty
+        reward -= settings.repetition_penalty * repetition(text)
+        rewards.append(reward)
+    return rewards

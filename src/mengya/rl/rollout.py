@@ -1,0 +1,94 @@
+"""A rollout: sampled answers with all that PPO computes on them before the first gradient.
+
+Legend: B prompts, T tokens of prompt and answer, A tokens of the longest answer. Column j of a (B, A) tensor belongs to
+the j-th token of the answer, which was predicted at position `prompt length + j − 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mengya.evaluate.answers import Answers
+from mengya.model.heads import RewardModel
+from mengya.model.transformer import Transformer
+from mengya.objectives.terms import token_logps
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Tensors of one batch of answers; slices of it are PPO's micro-batches.
+
+    `mask_BA` is True on answer tokens, the end token included. Without `advantages_BA` and what follows it, the rollout
+    is still raw.
+    """
+
+    ids_BT: Tensor
+    prompt_lengths_B: Tensor
+    answer_BA: Tensor
+    mask_BA: Tensor
+    logps_BA: Tensor
+    values_BA: Tensor
+    advantages_BA: Tensor
+    returns_BA: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids_BT)
+
+    def rows(self, chosen: Tensor) -> Rollout:
+        return Rollout(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
+    def to(self, device: torch.device) -> Rollout:
+        return Rollout(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def with_advantages(self, advantages_BA: Tensor, returns_BA: Tensor) -> Rollout:
+        return replace(self, advantages_BA=advantages_BA, returns_BA=returns_BA)
+
+
+def lay_out(answers: Answers, device: torch.device) -> Rollout:
+    """The answers as right-padded tensors; log-probabilities, values and advantages are still 0."""
+    sequences = [prompt + tokens for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
+    B, A, T = len(sequences), max(map(len, answers.tokens)), max(map(len, sequences))
+    ids_BT = torch.zeros(B, T, dtype=torch.long)
+    answer_BA = torch.zeros(B, A, dtype=torch.long)
+    mask_BA = torch.zeros(B, A, dtype=torch.bool)
+    for b, (sequence, tokens) in enumerate(zip(sequences, answers.tokens, strict=True)):
+        ids_BT[b, : len(sequence)] = torch.tensor(sequence)
+        answer_BA[b, : len(tokens)] = torch.tensor(tokens)
+        mask_BA[b, : len(tokens)] = True
+    prompt_lengths_B = torch.tensor([len(prompt) for prompt in answers.prompts])
+    zeros_BA = torch.zeros(B, A)
+    return Rollout(ids_BT, prompt_lengths_B, answer_BA, mask_BA, zeros_BA, zeros_BA, zeros_BA, zeros_BA).to(device)
+
+
+def answer_positions(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """(row, position) of the state from which each answer token was predicted, in the order of `mask_BA`'s entries."""
+    rows_N, columns_N = rollout.mask_BA.nonzero(as_tuple=True)
+    return rows_N, rollout.prompt_lengths_B[rows_N] + columns_N - 1
+
+
+def answer_logps(model: Transformer, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """log π of the answer's tokens and the entropy of each prediction, both (B, A) in nats, 0 outside the mask."""
+    x_BTC = model.hidden(rollout.ids_BT)
+    logits_NV = model.logits(x_BTC[answer_positions(rollout)])
+    logps_N = token_logps(logits_NV, rollout.answer_BA[rollout.mask_BA])
+    with torch.no_grad():
+        log_p_NV = logits_NV.float().log_softmax(-1)
+        entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+    zeros_BA = torch.zeros_like(rollout.logps_BA)
+    return zeros_BA.masked_scatter(rollout.mask_BA, logps_N), zeros_BA.masked_scatter(rollout.mask_BA, entropy_N)
+
+
+def answer_values(model: RewardModel, rollout: Rollout) -> Tensor:
+    """V of the state before each answer token, (B, A), 0 outside the mask."""
+    scores_BT = model.scores(rollout.ids_BT)
+    values_N = scores_BT[answer_positions(rollout)]
+    return torch.zeros_like(rollout.values_BA).masked_scatter(rollout.mask_BA, values_N)
+
+
+def micro_batches(rollout: Rollout, rows: Tensor, size: int) -> Iterator[Rollout]:
+    for start in range(0, len(rows), size):
+        yield rollout.rows(rows[start : start + size])

@@ -1,0 +1,85 @@
+"""What the recipe's keys say together, checked before anything runs."""
+
+from __future__ import annotations
+
+from mengya.errors import UserError
+from mengya.model.config import ModelConfig
+from mengya.model.presets import preset
+from mengya.settings import Recipe, Source
+from mengya.stages import STAGES, source_files
+
+
+def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    """The model's shape: the preset, explicit keys over it."""
+    explicit = {key: value for key, value in recipe.model.model_dump(exclude={"preset"}).items() if value is not None}
+    if recipe.model.preset is not None:
+        return preset(recipe.model.preset, vocab_size, **explicit)
+    for key in ("width", "num_layers", "num_heads"):
+        if key not in explicit:
+            raise UserError(f"the key 'model.{key}' is missing", where="model", mend="add it, or name a preset")
+    return ModelConfig(vocab_size=vocab_size, **explicit)
+
+
+def _check_sources(recipe: Recipe) -> None:
+    for kind in ("documents", "conversations", "preferences"):
+        sources: list[Source] = getattr(recipe.corpus, kind)
+        for index, source in enumerate(sources):
+            where = f"corpus.{kind}.{index}"
+            if source.playground:
+                continue
+            if source.path is None:
+                raise UserError("a source without a path", where=where, mend="write `playground` or `{path: …}`")
+            if not source_files(source):
+                raise UserError(
+                    f"no such file: {source.path}", where=f"{where}.path", mend="mend the path, or set MENGYA_DATA"
+                )
+
+
+def _check_lengths(recipe: Recipe) -> None:
+    config = model_config(recipe, recipe.tokenizer.vocab_size)
+    for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
+        length = getattr(recipe, stage).sequence_length
+        if length > config.max_positions:
+            raise UserError(
+                f"sequences of {length} tokens are longer than the model's {config.max_positions} positions",
+                where=f"{stage}.sequence_length",
+                mend=f"set it to at most {config.max_positions}, or raise model.max_positions",
+            )
+    for stage in ("pretrain", "sft"):
+        settings = getattr(recipe, stage)
+        if settings.micro_batch_tokens < settings.sequence_length:
+            raise UserError(
+                f"{settings.micro_batch_tokens} tokens cannot hold a row of {settings.sequence_length}",
+                where=f"{stage}.micro_batch_tokens",
+                mend=f"set it to {settings.sequence_length} or more",
+            )
+        if settings.batch_tokens % settings.micro_batch_tokens:
+            raise UserError(
+                f"{settings.batch_tokens} is not a multiple of micro_batch_tokens {settings.micro_batch_tokens}",
+                where=f"{stage}.batch_tokens",
+                mend=f"set it to a multiple of {settings.micro_batch_tokens}",
+            )
+    if recipe.ppo.max_new_tokens >= recipe.ppo.sequence_length:
+        raise UserError(
+            f"answers of {recipe.ppo.max_new_tokens} tokens leave no room for a prompt",
+            where="ppo.max_new_tokens",
+            mend=f"set it below ppo.sequence_length, {recipe.ppo.sequence_length}",
+        )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """UserError for the first impossible combination, missing file, or stage without what it needs."""
+    _check_lengths(recipe)
+    if "corpus" in recipe.stages:
+        _check_sources(recipe)
+    needed_sources = {"documents": ("corpus",), "conversations": ("sft",), "preferences": ("reward", "dpo", "ppo")}
+    for kind, stages in needed_sources.items():
+        wanting = [stage for stage in stages if stage in recipe.stages]
+        if wanting and "corpus" in recipe.stages and not getattr(recipe.corpus, kind):
+            raise UserError(
+                f"the stage {wanting[0]} needs corpus.{kind}, which is empty",
+                where=f"corpus.{kind}",
+                mend="add a source, or leave the stage out of `stages`",
+            )
+    if len(set(recipe.stages)) != len(recipe.stages):
+        raise UserError("a stage is named twice", where="stages", mend=f"known stages: {', '.join(STAGES)}")

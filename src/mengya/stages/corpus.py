@@ -1,0 +1,121 @@
+"""corpus: read, clean, deduplicate and split documents, conversations and preference pairs; and what measures them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mengya.corpus import playground
+from mengya.corpus.build import build_conversations, build_corpus, build_preferences, score_dedup
+from mengya.corpus.clean import CleanSettings
+from mengya.corpus.gather import Kind, read_source
+from mengya.corpus.playground import Playground
+from mengya.corpus.records import Record, to_row
+from mengya.corpus.sources import Rejects
+from mengya.evaluate.score import proportion
+from mengya.files import atomic_directory, read_jsonl, write_jsonl
+from mengya.run import Context, Outcome
+from mengya.settings import Recipe, Source
+
+
+def world_of_recipe(recipe: Recipe) -> Playground:
+    """The embedded corpus in the size and with the identity that the recipe asks for."""
+    return Playground(seed=recipe.seed, **recipe.playground.model_dump(), **recipe.identity.model_dump())
+
+
+def _records(
+    sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe, rejects: Rejects, repairs: Counter[str]
+) -> Iterator[Any]:
+    return chain.from_iterable(
+        embedded if source.playground else read_source(source, kind, recipe.identity, rejects, repairs)
+        for source in sources
+    )
+
+
+def _uses_playground(sources: list[Source]) -> bool:
+    return any(source.playground for source in sources)
+
+
+def _replace_held_out(directory: Path, held_out: list[Record]) -> None:
+    """Playground records of the validation split give way to those with held-out wordings, which training never saw."""
+    kept = [row for row in read_jsonl(directory / "validation.jsonl") if row["source"] != playground.SOURCE]
+    write_jsonl(directory / "validation.jsonl", [*kept, *map(to_row, held_out)])
+
+
+def execute(context: Context) -> Outcome:
+    recipe, settings = context.recipe, context.recipe.corpus
+    world = world_of_recipe(recipe)
+    rejects, repairs = Rejects(), Counter[str]()
+    build = CleanSettings(
+        **settings.clean.model_dump(),
+        near_duplicate_threshold=settings.dedup.threshold,
+        validation_fraction=settings.validation_fraction,
+        num_processes=os.cpu_count() or 1,
+    )
+    counts: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+
+    planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
+    documents = _records(
+        settings.documents, "document", [plant.document for plant in planted], recipe, rejects, repairs
+    )
+    with atomic_directory(context.directory / "documents") as directory:
+        counts["documents"], drops = build_corpus(documents, build, recipe.seed, directory)
+    if planted:
+        truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
+        metrics |= _dirt_metrics(score_dedup(truth, drops))
+
+    held_out: dict[str, list[Record]] = {"conversations": [], "preferences": []}
+    for name, kind, builder in (
+        ("conversations", "conversation", build_conversations),
+        ("preferences", "preference", build_preferences),
+    ):
+        sources: list[Source] = getattr(settings, name)
+        embedded: list[Any] = []
+        if _uses_playground(sources):
+            generate = getattr(playground, f"generate_{name}")
+            embedded, held_out[name] = generate(world, "train"), generate(world, "validation")
+        with atomic_directory(context.directory / name) as directory:
+            if sources:
+                records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
+                counts[name], _ = builder(records, build, recipe.seed, directory)
+            else:
+                write_jsonl(directory / "train.jsonl", [])
+                write_jsonl(directory / "validation.jsonl", [])
+            _replace_held_out(directory, held_out[name])
+
+    questions = playground.generate_questions(world)
+    if not _uses_playground(settings.conversations):
+        # Real data has no gold truth, but every assistant should know who it is.
+        questions = [question for question in questions if question.kind == "identity"]
+    clozes = playground.generate_clozes(world) if planted else []
+    with atomic_directory(context.directory / "evaluation") as directory:
+        write_jsonl(directory / "questions.jsonl", map(to_row, questions))
+        write_jsonl(directory / "clozes.jsonl", map(to_row, clozes))
+        conversations = read_jsonl(context.directory / "conversations" / "validation.jsonl")
+        write_jsonl(directory / "conversations.jsonl", conversations)
+
+    write_jsonl(context.directory / "rejects.jsonl", rejects.rows())
+    rejects.check(settings.max_reject_share)
+    counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
+    counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
+    return Outcome(counts=counts, metrics=metrics)
+
+
+def _dirt_metrics(score: dict[str, Any]) -> dict[str, Any]:
+    """Recall and precision of duplicate removal on the planted truth, with intervals."""
+    names = {
+        "corpus.exact_duplicate_recall": ("exact_duplicate_recall", "num_exact_duplicates_planted"),
+        "corpus.near_duplicate_recall": ("near_duplicate_recall", "num_near_duplicates_planted"),
+        "corpus.near_duplicate_precision": ("near_duplicate_precision", "num_near_duplicates_dropped"),
+    }
+    return {
+        metric: proportion(score[share] * score[number], score[number])
+        for metric, (share, number) in names.items()
+        if score[share] is not None
+    }

@@ -1,0 +1,48 @@
+"""dpo: direct preference optimisation of the SFT model against itself, frozen."""
+
+from __future__ import annotations
+
+import torch
+
+from mengya.data.pairs import TokenPair
+from mengya.evaluate.likelihood import sequence_logps
+from mengya.model.transformer import Transformer
+from mengya.objectives.preference import dpo_loss
+from mengya.run import Context, Outcome
+from mengya.stages.aligned import aligned_outcome
+from mengya.stages.common import load_language_model, tokenizer_of, tokens_per_second, training_counts, world_of
+from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.train.loop import fit
+
+
+def reference_logps(model: Transformer, pairs: list[TokenPair]) -> torch.Tensor:
+    """log p of each pair's chosen and rejected answer under the frozen reference, (N, 2)."""
+    starts = [pair.prompt_length for pair in pairs]
+    columns = [
+        sequence_logps(model, [side.tolist() for side in sides], starts)
+        for sides in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    ]
+    return torch.tensor(columns).T.contiguous()
+
+
+def execute(context: Context) -> Outcome:
+    recipe, settings = context.recipe, context.recipe.dpo
+    world, tokenizer = world_of(context), tokenizer_of(context)
+    torch.manual_seed(recipe.seed)
+    model = load_language_model(context, "sft/model", world)
+    train = preference_pairs(context, "train")
+    loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
+    logps_N2 = reference_logps(model, rendered).to(world.device)
+    totals = fit(
+        model,
+        loader,
+        dpo_loss(logps_N2, settings.beta, settings.label_smoothing),
+        settings,
+        num_steps=num_steps,
+        directory=context.directory,
+        world=world,
+    )
+    outcome = aligned_outcome(context, model, tokenizer, world)
+    outcome.counts = {**training_counts(totals), **counts}
+    outcome.metrics["dpo.pairs_per_second"] = tokens_per_second(totals)  # pairs carry the loss here
+    return outcome

@@ -1,0 +1,40 @@
+"""Preference data as the reward model, DPO and PPO take it."""
+
+from __future__ import annotations
+
+from mengya.corpus import records
+from mengya.corpus.records import PreferencePair
+from mengya.data.pairs import PairLoader, TokenPair, render_pairs
+from mengya.errors import UserError
+from mengya.files import read_jsonl
+from mengya.run import Context
+from mengya.settings import PairTrainSettings
+from mengya.tokenizer.encode import ChatTokenizer
+from mengya.train.parallel import World
+
+
+def preference_pairs(context: Context, split: str) -> list[PreferencePair]:
+    return [records.preference_pair(row) for row in read_jsonl(context.path(f"corpus/preferences/{split}.jsonl"))]
+
+
+def pair_loader(
+    context: Context, tokenizer: ChatTokenizer, pairs: list[PreferencePair], settings: PairTrainSettings, world: World
+) -> tuple[PairLoader, dict[str, int], int, list[TokenPair]]:
+    """The loader, the counts of pairs kept and dropped, the number of steps, and the rendered pairs."""
+    rendered, counts = render_pairs(pairs, tokenizer, max_tokens=settings.sequence_length)
+    if not rendered:
+        raise UserError(
+            f"no preference pair fits into {settings.sequence_length} tokens",
+            where=f"{context.stage.name}.sequence_length",
+            mend="raise it, or give shorter pairs",
+        )
+    loader = PairLoader(
+        rendered,
+        pairs_per_step=settings.batch_pairs,
+        micro_batch_pairs=settings.micro_batch_pairs,
+        seed=context.recipe.seed,
+        pad_id=tokenizer.end_of_text_id,
+        rank=world.rank,
+        world=world.size,
+    )
+    return loader, counts, max(1, round(settings.epochs * len(rendered) / settings.batch_pairs)), rendered

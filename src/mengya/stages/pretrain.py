@@ -1,0 +1,96 @@
+"""pretrain: next-token prediction on packed, shuffled documents, from random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mengya.data.loader import PackedLoader
+from mengya.data.shards import TokenShards
+from mengya.evaluate.answers import Measurement
+from mengya.evaluate.likelihood import bits_per_byte, cloze_accuracy, packed_loss
+from mengya.evaluate.ngram import ngram_losses
+from mengya.model.presets import describe
+from mengya.model.transformer import Transformer
+from mengya.objectives.language_model import next_token_loss
+from mengya.run import Context, Outcome
+from mengya.stages.check import model_config
+from mengya.stages.common import (
+    held_out,
+    measure_language_model,
+    outcome_of,
+    save_stage_model,
+    tokenizer_of,
+    tokens_per_second,
+    training_counts,
+    world_of,
+)
+from mengya.train.loop import fit
+
+_NGRAM_TOKENS = 20_000_000
+"""Tokens counted at most for the n-gram baselines: beyond this their tables outgrow memory, not their quality."""
+
+
+def _documents(shards: TokenShards, max_tokens: int) -> list[np.ndarray]:
+    stop = int(np.searchsorted(np.cumsum(shards.lengths_N), max_tokens, side="right"))
+    return [shards[i].astype(np.int64) for i in range(max(1, min(stop, len(shards))))]
+
+
+def execute(context: Context) -> Outcome:
+    recipe, settings = context.recipe, context.recipe.pretrain
+    world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
+    train = TokenShards(context.path("shards/tokens"), "train")
+    torch.manual_seed(recipe.seed)
+    config = model_config(recipe, tokenizer.vocab_size)
+    model = Transformer(config, world.dtype).to(world.device)
+
+    untrained = Measurement({"bits_per_byte": bits_per_byte(model, held.validation, recipe.evaluate.num_documents)[0]})
+    if held.clozes:
+        chosen = held.clozes[: recipe.evaluate.num_questions]
+        untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
+
+    loader = PackedLoader(
+        train,
+        row_length=settings.sequence_length,
+        rows_per_step=settings.batch_tokens // settings.sequence_length,
+        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
+        seed=recipe.seed,
+        pad_id=tokenizer.end_of_text_id,
+        rank=world.rank,
+        world=world.size,
+    )
+
+    def look() -> dict[str, float]:
+        return {"validation_loss": packed_loss(model, held.validation, settings.sequence_length)}
+
+    totals = fit(
+        model,
+        loader,
+        next_token_loss,
+        settings,
+        num_steps=max(1, settings.tokens // settings.batch_tokens),
+        directory=context.directory,
+        world=world,
+        evaluate=look,
+        evaluate_every=settings.evaluate_every,
+    )
+    save_stage_model(context, model, tokenizer, chat=False)
+    measured, _ = measure_language_model(context, model, tokenizer, held)
+    outcome = outcome_of(context, measured, "untrained", untrained)
+    baselines = ngram_losses(
+        _documents(train, _NGRAM_TOKENS), _documents(held.validation, _NGRAM_TOKENS), config.vocab_size
+    )
+    outcome.metrics |= {f"pretrain.{name}": value for name, value in baselines.items()}
+    outcome.metrics |= {"pretrain.validation_loss": look()["validation_loss"]}
+    outcome.metrics |= {"pretrain.tokens_per_second": tokens_per_second(totals)}
+    plan = loader.plan(0)
+    outcome.counts = {
+        **training_counts(totals),
+        "parameters": config.num_parameters,
+        "model": describe(config),
+        "precision": str(world.dtype).removeprefix("torch."),
+        "train_tokens": train.num_tokens,
+        "epochs": round(totals["tokens"] / max(1, train.num_tokens), 3),
+        "padding_share": round(plan.padding_share, 5),
+    }
+    return outcome

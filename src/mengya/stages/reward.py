@@ -1,0 +1,58 @@
+"""reward: a Bradley–Terry reward model from the SFT model, measured beside what length alone can tell."""
+
+from __future__ import annotations
+
+import torch
+
+from mengya.evaluate.pairs import length_only_accuracy, pair_accuracy
+from mengya.evaluate.score import delta_table
+from mengya.model.heads import RewardModel
+from mengya.objectives.reward import reward_loss
+from mengya.run import Context, Outcome
+from mengya.stages.common import (
+    load_language_model,
+    save_stage_model,
+    tokenizer_of,
+    tokens_per_second,
+    training_counts,
+    world_of,
+)
+from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.train.loop import fit
+
+
+def execute(context: Context) -> Outcome:
+    recipe, settings = context.recipe, context.recipe.reward
+    world, tokenizer = world_of(context), tokenizer_of(context)
+    torch.manual_seed(recipe.seed)
+    model = RewardModel.from_language_model(load_language_model(context, "sft/model", world))
+    train, validation = preference_pairs(context, "train"), preference_pairs(context, "validation")
+    loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world)
+
+    def look() -> dict[str, float]:
+        return {
+            "validation_accuracy": pair_accuracy(model, tokenizer, validation, settings.sequence_length)[0]["value"]
+        }
+
+    totals = fit(
+        model,
+        loader,
+        reward_loss,
+        settings,
+        num_steps=num_steps,
+        directory=context.directory,
+        world=world,
+        evaluate=look,
+        evaluate_every=max(1, num_steps // 4),
+    )
+    save_stage_model(context, model, tokenizer)
+    accuracy, by_reason = pair_accuracy(model, tokenizer, validation, settings.sequence_length)
+    baseline = length_only_accuracy(train, validation)
+    metrics = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
+    metrics |= {f"reward.pair_accuracy.{reason}": value for reason, value in by_reason.items()}
+    metrics["reward.pairs_per_second"] = tokens_per_second(totals)  # pairs carry the loss here
+    return Outcome(
+        metrics=metrics,
+        counts={**training_counts(totals), **counts},
+        delta=delta_table("length alone", {"pair_accuracy": baseline}, {"pair_accuracy": accuracy}, {}, {}),
+    )

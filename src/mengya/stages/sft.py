@@ -1,0 +1,80 @@
+"""sft: instruction tuning on conversations; the loss is on every assistant turn and its end token, on nothing else."""
+
+from __future__ import annotations
+
+import torch
+
+from mengya.corpus import records
+from mengya.data.conversations import render_conversations
+from mengya.data.loader import PackedLoader
+from mengya.errors import UserError
+from mengya.evaluate.likelihood import packed_loss
+from mengya.files import read_jsonl
+from mengya.objectives.language_model import next_token_loss
+from mengya.run import Context, Outcome
+from mengya.stages.common import (
+    held_out,
+    load_language_model,
+    load_measurement,
+    measure_language_model,
+    outcome_of,
+    save_stage_model,
+    tokenizer_of,
+    tokens_per_second,
+    training_counts,
+    world_of,
+)
+from mengya.train.loop import fit
+
+
+def execute(context: Context) -> Outcome:
+    recipe, settings = context.recipe, context.recipe.sft
+    world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
+    model = load_language_model(context, "pretrain/model", world)
+    conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
+    examples, counts = render_conversations(conversations, tokenizer, max_tokens=settings.sequence_length + 1)
+    validation, _ = render_conversations(held.conversations, tokenizer, max_tokens=settings.sequence_length + 1)
+    if len(examples) == 0:
+        raise UserError(
+            f"no conversation fits into {settings.sequence_length} tokens",
+            where="sft.sequence_length",
+            mend="raise it, or give shorter conversations",
+        )
+    loader = PackedLoader(
+        examples,
+        row_length=settings.sequence_length,
+        rows_per_step=settings.batch_tokens // settings.sequence_length,
+        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
+        seed=recipe.seed,
+        pad_id=tokenizer.end_of_text_id,
+        rank=world.rank,
+        world=world.size,
+    )
+    rows = loader.plan(0).num_rows
+    num_steps = max(1, round(settings.epochs * rows * settings.sequence_length / settings.batch_tokens))
+
+    def look() -> dict[str, float]:
+        if len(validation) == 0:
+            return {}
+        return {"validation_loss": packed_loss(model, validation, settings.sequence_length)}
+
+    torch.manual_seed(recipe.seed)
+    totals = fit(
+        model,
+        loader,
+        next_token_loss,
+        settings,
+        num_steps=num_steps,
+        directory=context.directory,
+        world=world,
+        evaluate=look,
+        evaluate_every=settings.evaluate_every,
+    )
+    save_stage_model(context, model, tokenizer)
+    measured, _ = measure_language_model(context, model, tokenizer, held)
+    before = load_measurement(context.path("pretrain/evaluation.json"))
+    outcome = outcome_of(context, measured, "pretrain", before)
+    outcome.metrics |= {f"sft.{name}": value for name, value in look().items()}
+    outcome.metrics["sft.tokens_per_second"] = tokens_per_second(totals)
+    outcome.counts = {**training_counts(totals), **counts, "padding_share": round(loader.plan(0).padding_share, 5)}
+    return outcome

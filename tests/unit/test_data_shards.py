@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_tokenizer import TEXTS, small_tokenizer
+
+from mengya.corpus.records import Document, to_row
+from mengya.data import shards
+from mengya.data.shards import TokenShards, write_shards
+from mengya.errors import UserError
+from mengya.files import write_jsonl
+
+DOCUMENTS = [Document(text, ("河边", "集市", "山上")[index % 3]) for index, text in enumerate(TEXTS)]
+
+
+def files(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(
+    st.lists(st.tuples(st.text(max_size=40), st.sampled_from("甲乙丙")), min_size=1, max_size=30), st.integers(1, 200)
+)
+def test_every_document_comes_back_between_two_boundaries_whatever_the_shard_size(tmp_path, texts, shard_tokens):
+    tokenizer = small_tokenizer()
+    documents = [Document(text, source) for text, source in texts]
+    index = write_shards(iter(documents), tokenizer, tmp_path, shard_tokens=shard_tokens)
+    read = TokenShards(tmp_path)
+    assert len(read) == index["documents"] == len(documents)
+    for number, document in enumerate(documents):
+        assert read[number].tolist() == [0, *tokenizer.encode(document.text), 0]
+        assert read.source_names[read.source_ids_N[number]] == document.source
+        assert read.bytes_N[number] == len(document.text.encode())
+    assert read.num_tokens == index["tokens"] == read.lengths_N.sum()
+
+
+def test_more_documents_than_the_probe_are_all_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_PROBE_DOCUMENTS", 7)
+    assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path)["documents"] == len(DOCUMENTS)
+
+
+def test_all_of_several_shards_are_read(tmp_path):
+    index = write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+    assert len(index["shards"]) > 3
+    read = TokenShards(tmp_path)
+    assert small_tokenizer().decode(read[len(read) - 1][1:-1]) == TEXTS[-1]
+
+
+def test_the_number_of_workers_does_not_change_a_byte(tmp_path):
+    jsonl = tmp_path / "train.jsonl"
+    write_jsonl(jsonl, map(to_row, DOCUMENTS))
+    write_shards(jsonl, small_tokenizer(), tmp_path / "one", shard_tokens=300)
+    write_shards(iter(DOCUMENTS), small_tokenizer(), tmp_path / "two", shard_tokens=300, num_workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_after_a_kill_only_unfinished_shards_are_redone_and_the_result_is_the_same(tmp_path, monkeypatch):
+    whole = write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "whole", shard_tokens=300)
+    written = []
+    write = shards._write_shard
+
+    def write_two_then_die(job):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(job.stem.name)
+        return write(job)
+
+    monkeypatch.setattr(shards, "_write_shard", write_two_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "killed", shard_tokens=300)
+    with pytest.raises(UserError, match="no such index"):
+        TokenShards(tmp_path / "killed")
+    (tmp_path / "killed" / ".train-00002.bin.7.partial").write_bytes(b"half")
+
+    monkeypatch.setattr(shards, "_write_shard", lambda job: (written.append(job.stem.name), write(job))[1])
+    assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "killed", shard_tokens=300) == whole
+    assert written == [shard["name"] for shard in whole["shards"]]
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_while_shards_are_rewritten_no_reader_finds_the_old_index(tmp_path):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path)
+
+    def dying():
+        yield from DOCUMENTS[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(dying(), small_tokenizer(), tmp_path)
+    with pytest.raises(UserError, match="no such index"):
+        TokenShards(tmp_path)
+
+
+def test_other_documents_replace_the_shards_and_leave_none_of_the_old(tmp_path):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "shards", shard_tokens=300)
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "shards", name="validation")
+    write_shards(DOCUMENTS[:9], small_tokenizer(), tmp_path / "shards", shard_tokens=300)
+    write_shards(DOCUMENTS[:9], small_tokenizer(), tmp_path / "fresh", shard_tokens=300)
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "fresh", name="validation")
+    assert files(tmp_path / "shards") == files(tmp_path / "fresh")
+    assert len(TokenShards(tmp_path / "shards", "validation")) == len(DOCUMENTS)
+
+
+def test_a_vocabulary_beyond_uint16_is_stored_wider(tmp_path, monkeypatch):
+    monkeypatch.setitem(small_tokenizer().__dict__, "vocab_size", 65_537)
+    assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path)["dtype"] == "uint32"
+    assert small_tokenizer().decode(TokenShards(tmp_path)[0][1:-1]) == TEXTS[0]
+
+
+@pytest.mark.parametrize("suffix", ["bin", "idx.npy", "doc.npy"])
+@pytest.mark.parametrize("damage", ["absent", "cut"])
+def test_a_missing_or_truncated_shard_is_named_with_its_mend(tmp_path, suffix, damage):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+    file = tmp_path / f"train-00001.{suffix}"
+    if damage == "absent":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=f"train-00001.{suffix}.*run the shards stage again"):
+        TokenShards(tmp_path)
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+    assert len(TokenShards(tmp_path)) == len(DOCUMENTS)
+
+
+def test_no_document_at_all_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no document"):
+        write_shards([], small_tokenizer(), tmp_path)
+
+
+def test_targets_of_a_piece_are_the_tokens_after_its_inputs(tmp_path):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path)
+    read = TokenShards(tmp_path)
+    inputs, targets = read.piece(4, 3, 5)
+    np.testing.assert_array_equal(inputs, read[4][3:8])
+    np.testing.assert_array_equal(targets, read[4][4:9])
