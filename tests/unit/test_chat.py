@@ -48,8 +48,7 @@ class Scripted:
     def stream(self, prompt, *, max_new_tokens, stop_ids, sampling, seed):
         self.prompts.append(self.tokenizer.decode(prompt))
         self.seeds.append(seed)
-        for token in self.tokenizer.encode(self.script.pop(0))[:max_new_tokens]:
-            yield token
+        yield from self.tokenizer.encode(self.script.pop(0))[:max_new_tokens]
         if self.ends:
             yield self.tokenizer.end_id
 
@@ -222,9 +221,8 @@ def test_a_path_finds_its_model(run, tmp_path):
     ],
 )
 def test_the_users_mistakes_are_one_clear_line(run, tmp_path, arguments, message):
-    path = (
-        str(arguments["path"]).replace("run", str(run)) if "run" in arguments["path"] else tmp_path / arguments["path"]
-    )
+    head, _, rest = arguments["path"].partition("/")
+    path = run / rest if head == "run" else tmp_path / head
     with pytest.raises(UserError, match=message) as caught:
         terminal.chat(**(arguments | {"path": path}), prompt="你好")
     assert "\n" not in str(caught.value)

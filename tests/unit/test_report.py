@@ -89,12 +89,14 @@ def test_every_section_of_a_whole_run_is_there(page):
         assert expected in parsed.text
 
 
-@pytest.mark.parametrize("count", range(len(_STAGES) + 1))
-def test_any_leading_part_of_a_run_is_reported(tmp_path, count):
-    run = make_run(tmp_path / "r", _STAGES[:count])
-    shown_stages = view(run)["stages"]
-    assert [row["state"] for row in shown_stages] == ["done"] * count + ["not run"] * (len(_STAGES) - count)
-    assert not _Page(write_report(run).read_text(encoding="utf-8")).open
+@pytest.mark.parametrize(
+    "stages", [(), ("corpus",), ("corpus", "tokenizer", "shards", "pretrain"), ("ppo", "evaluate")]
+)
+def test_any_part_of_a_run_is_reported(tmp_path, stages):
+    parsed = _Page(write_report(make_run(tmp_path / "r", stages)).read_text(encoding="utf-8"))
+    assert not parsed.open
+    assert parsed.text.count("完成 done") == len(stages)
+    assert parsed.text.count("未运行 not run") == len(_STAGES) - len(stages)
 
 
 def test_an_interrupted_stage_shows_its_curve_so_far(tmp_path):
@@ -158,21 +160,22 @@ def test_thinning_a_long_curve_keeps_its_mean():
 @pytest.mark.parametrize(
     ("better", "before", "after", "low", "high", "verdict"),
     [
-        ("higher", 0.5, 0.8, 0.7, 0.9, "better"),
-        ("higher", 0.8, 0.5, 0.4, 0.6, "worse"),
-        ("lower", 0.8, 0.5, 0.4, 0.6, "better"),
+        ("higher", 0.5, 0.8, 0.2, 0.4, "better"),
+        ("higher", 0.8, 0.5, -0.4, -0.2, "worse"),
+        ("lower", 0.8, 0.5, -0.4, -0.2, "better"),
         ("lower", 0.5, 0.8, None, None, "worse"),
-        ("higher", 0.5, 0.52, 0.45, 0.59, "same"),
+        ("higher", 0.5, 0.52, -0.01, 0.05, "same"),
         ("higher", 0.5, 0.5, None, None, "same"),
     ],
 )
 def test_a_change_is_better_worse_or_within_its_error(better, before, after, low, high, verdict):
-    row = {"metric": "qa_accuracy", "before": before, "after": after, "better": better, "low": low, "high": high}
-    assert sections.delta_table([row])[0]["verdict"] == verdict
+    row = {"metric": "qa_accuracy", "before": before, "after": after, "change": after - before, "better": better}
+    assert sections.delta_table([row | {"low": low, "high": high}])[0]["verdict"] == verdict
 
 
 def test_a_change_in_percent_is_in_percentage_points():
-    (row,) = sections.delta_table([{"metric": "sft.qa_accuracy", "before": 0.5, "after": 0.625, "better": "higher"}])
+    row = {"metric": "sft.qa_accuracy", "before": 0.5, "after": 0.625, "change": 0.125, "better": "higher"}
+    (row,) = sections.delta_table([row])
     assert (row["change"], row["after"]) == ("+12.5 pp", "62.5%")
 
 
@@ -180,7 +183,7 @@ def test_the_length_only_baseline_stands_beside_each_reason(tmp_path):
     run = make_run(tmp_path / "r", ("reward",))
     (stage,) = view(run)["training"]
     rows = [(row["reason"], row["value"], row["baseline"]) for row in stage["by_reason"]]
-    assert rows == [("", "95.0%", "52.0%"), ("correct", "91.0%", "50.0%"), ("polite", "99.0%", "54.0%")]
+    assert rows == [("", "95.0%", "52.0%"), ("polite", "99.0%", "54.0%"), ("right", "91.0%", "50.0%")]
 
 
 def test_the_summary_has_the_last_word_on_a_metric(tmp_path):
@@ -199,4 +202,5 @@ def test_values_are_written_as_their_kind():
     assert shown("dpo.repetition", 0.0123) == "1.2%"
     assert metric_words("reward.pair_accuracy.polite").en == "pair accuracy · polite"
     assert as_value({"value": None}) is None
+    assert as_value({"value": 1.5, "low": 1.5, "high": 1.5, "n": 1}).low is None
     assert as_value(float("nan")) is None

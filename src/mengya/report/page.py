@@ -9,7 +9,7 @@ from typing import Any
 from mengya import __version__
 from mengya.files import write_text
 from mengya.report import sections
-from mengya.report.words import STAGES, short_count, shown
+from mengya.report.words import STAGES, shown
 from mengya.run import Run
 
 _TRAINING_STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
@@ -70,11 +70,8 @@ def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> list[dict[st
         if stage not in by_name:
             continue
         found += sections.metric_table(stage, metrics)
-        for key, value in by_name[stage]["manifest"].get("counts", {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                words = sections.metric_words(key)
-                text = short_count(value) if isinstance(value, int) else shown(key, value)
-                found.append({"zh": words.zh, "en": words.en, "value": text, "interval": "", "n": ""})
+        for label, text in sections.counts_of(by_name[stage]["manifest"].get("counts", {})):
+            found.append({"zh": label, "en": "", "value": text, "interval": "", "n": ""})
     return found
 
 

@@ -32,6 +32,8 @@ _LABELS = {
     "validation_loss": "validation",
     "accuracy": "training",
     "validation_accuracy": "validation",
+    "reward_chosen": "chosen",
+    "reward_rejected": "rejected",
 }
 
 _PANELS: dict[str, list[tuple[str, ...]]] = {
@@ -39,13 +41,14 @@ _PANELS: dict[str, list[tuple[str, ...]]] = {
     "sft": [("loss", "validation_loss")],
     "reward": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
     "dpo": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
-    "ppo": [("reward",), ("gold",)],
+    "ppo": [("reward",), ("guard_score",)],
 }
 """The large panels of a stage, each a group of columns of metrics.jsonl; every other column gets a small one."""
 
 _NOT_CURVES = {"step", "tokens", "seconds", "epoch", "time"}
-_SMALL_FIRST = ("kl", "length", "repetition", "entropy", "value_loss", "end_rate", "kl_coefficient", "margin", "lr")
-_EXACT = ("lr", "kl_coefficient", "gold")
+_TOGETHER = (("reward_chosen", "reward_rejected"),)
+_SMALL_FIRST = ("kl", "length", "entropy", "value_loss", "end_rate", "kl_coefficient", "margin", "lr", "grad_norm")
+_EXACT = ("lr", "kl_coefficient", "guard_score", "guard_kl", "guard_repetition")
 """Set or measured seldom, not noisy: drawn as they are, without a running mean."""
 
 
@@ -162,17 +165,13 @@ def _amounts(raw: Any) -> dict[str, float]:
     return {"records": raw} if isinstance(raw, int | float) else {}
 
 
-def _unit(amounts: list[dict[str, float]]) -> str:
-    return next((unit for unit in ("documents", "records") if any(unit in one for one in amounts)), "records")
-
-
 def funnel(kind: str, counts: View, directory: Path) -> View | None:
     """The way of one kind of data (documents, conversations, preferences) from what came in to what is kept."""
     if not isinstance(counts, dict) or not counts:
         return None
     raw_steps = [(str(row.get("step", "")), _amounts(row)) for row in counts.get("funnel", [])]
     raw_dropped = {str(reason): _amounts(amount) for reason, amount in (counts.get("dropped") or {}).items()}
-    unit = _unit([amounts for _, amounts in raw_steps] + list(raw_dropped.values()))
+    unit = counts["unit"]
     first = raw_steps[0][1] if raw_steps else {}
     most = max([amounts.get(unit, 0) for _, amounts in raw_steps] or [0]) or 1
     examples = _examples(directory)
@@ -193,34 +192,32 @@ def funnel(kind: str, counts: View, directory: Path) -> View | None:
     total_in = first.get(unit, 0)
     return {
         "kind": kind,
-        "words": metric_words("documents") if kind == "documents" else None,
         "unit": unit,
         "steps": [row(name, amounts, most) for name, amounts in raw_steps],
         "dropped": [row(reason, amounts, total_in) for reason, amounts in lost if amounts.get(unit, 0)],
         "widest_drop": max([amounts.get(unit, 0) / total_in for _, amounts in lost] or [0]) if total_in else 0,
-        "sources": _sources(counts.get("by_source"), unit),
+        "sources": _sources(counts.get("by_source") or {}),
+        "boilerplate": counts.get("boilerplate") or {},
         "has_characters": any("characters" in amounts for _, amounts in raw_steps),
     }
 
 
-def _sources(by_source: Any, unit: str) -> View | None:
-    """A table of whatever is counted by source; nested counts become columns such as `kept documents`."""
-    if not isinstance(by_source, dict) or not by_source:
-        return None
-    flat: dict[str, dict[str, float]] = {}
+def _sources(by_source: View) -> list[View]:
+    """Read and kept a source, and its three commonest reasons to drop."""
+    found = []
     for name, amounts in by_source.items():
-        flat[str(name)] = {}
-        for key, value in (amounts if isinstance(amounts, dict) else {unit: amounts}).items():
-            if isinstance(value, int | float):
-                flat[str(name)][key] = value
-            elif isinstance(value, dict):
-                flat[str(name)] |= {f"{key} {part}": one for part, one in value.items() if isinstance(one, int | float)}
-    columns = list(dict.fromkeys(column for amounts in flat.values() for column in amounts))
-    body = [
-        (name, [f"{amounts[column]:,.0f}" if column in amounts else "–" for column in columns])
-        for name, amounts in flat.items()
-    ]
-    return {"columns": columns, "rows": body}
+        read, kept = amounts.get("read", 0), amounts.get("kept", 0)
+        reasons = sorted((amounts.get("dropped") or {}).items(), key=lambda item: (-item[1], item[0]))[:3]
+        found.append(
+            {
+                "name": name,
+                "read": f"{read:,}",
+                "kept": f"{kept:,}",
+                "percent": f"{100 * kept / read:.1f}%" if read else "",
+                "reasons": " · ".join(f"{STEPS_AND_REASONS.get(reason, reason)} {n:,}" for reason, n in reasons),
+            }
+        )
+    return found
 
 
 def corpus(row: View) -> View | None:
@@ -276,7 +273,8 @@ def figures(stage: str, lines: list[View], metrics: dict[str, Value]) -> tuple[l
     named = {name for group in large for name in group} | _NOT_CURVES
     rest = [name for name in columns if name not in named]
     rest.sort(key=lambda name: _SMALL_FIRST.index(name) if name in _SMALL_FIRST else len(_SMALL_FIRST))
-    small = [(name,) for name in rest]
+    small = [next((group for group in _TOGETHER if name in group), (name,)) for name in rest]
+    small = list(dict.fromkeys(small))
 
     def draw(groups: list[Any], width: float, height: float) -> list[View]:
         panels = []
@@ -309,32 +307,30 @@ def _is_number(value: Any) -> bool:
 
 
 def delta_table(rows: list[View]) -> list[View]:
-    """The stage's change against the one before; `verdict` is better, worse, or same within the 95% interval."""
+    """The stage's change against the one before, with its 95% interval.
+
+    `verdict` is better, worse, or same where the interval of the change holds zero.
+    """
     found = []
     for row in rows:
-        before, after = as_value(row.get("before")), as_value(row.get("after"))
-        if after is None:
+        before, after, change = as_value(row.get("before")), as_value(row.get("after")), as_value(row.get("change"))
+        if before is None or after is None or change is None:
             continue
-        name = str(row.get("metric", ""))
-        low, high = row.get("low"), row.get("high")
-        change = after.value - before.value if before else None
-        verdict = ""
-        if change is not None and row.get("better") in ("higher", "lower"):
-            good = change > 0 if row["better"] == "higher" else change < 0
-            unclear = change == 0 or (low is not None and high is not None and before and low <= before.value <= high)
-            verdict = "same" if unclear else "better" if good else "worse"
+        name, low, high = row["metric"], row.get("low"), row.get("high")
+        unclear = change.value == 0 or (low is not None and high is not None and low <= 0 <= high)
+        good = change.value > 0 if row["better"] == "higher" else change.value < 0
+        known = low is not None and high is not None
         words = metric_words(name)
         found.append(
             {
                 "zh": words.zh,
                 "en": words.en,
-                "before_stage": row.get("before_stage") or "",
-                "before": shown(name, before.value) if before else "–",
+                "before_stage": row.get("before_stage", ""),
+                "before": shown(name, before.value),
                 "after": shown(name, after.value),
-                "interval": interval(name, Value(after.value, low, high)),
-                "change": shown(name, change, signed=True) if change is not None else "–",
-                "verdict": verdict,
-                "better": row.get("better", ""),
+                "change": shown(name, change.value, signed=True),
+                "interval": f"[{shown(name, low, signed=True)}, {shown(name, high, signed=True)}]" if known else "",
+                "verdict": "same" if unclear else "better" if good else "worse",
             }
         )
     return found
@@ -399,12 +395,24 @@ def training(row: View, metrics: dict[str, Value]) -> View | None:
         "delta": delta_table(manifest.get("delta", [])),
         "by_reason": reward_by_reason(metrics) if row["name"] == "reward" else [],
         "last_step": lines[-1]["step"] if lines else None,
-        "counts": [
-            (metric_words(key), shown(key, value) if metric_words(key).kind != "number" else f"{value:,}")
-            for key, value in manifest.get("counts", {}).items()
-            if _is_number(value)
-        ],
+        "counts": counts_of(manifest.get("counts", {})),
     }
+
+
+def counts_of(counts: View) -> list[tuple[str, str]]:
+    """(label, text) of every number and line of a stage's counts; nested ones carry both names; lists are left out."""
+    found = []
+    for key, value in counts.items():
+        words = metric_words(key)
+        label = words.zh or words.en
+        if isinstance(value, dict):
+            found += [(f"{key} {inner}", text) for inner, text in counts_of(value)]
+        elif _is_number(value):
+            text = shown(key, value) if words.kind != "number" or isinstance(value, float) else f"{value:,}"
+            found.append((label, text))
+        elif isinstance(value, str):
+            found.append((label, value))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- comparison

@@ -36,6 +36,7 @@ STAGES = {
 
 METRICS = {
     "bits_per_byte": Words("每字节比特", "bits per byte"),
+    "answer_bits_per_byte": Words("回答的每字节比特", "bits per byte of answers"),
     "loss": Words("训练损失", "training loss"),
     "validation_loss": Words("验证损失", "validation loss"),
     "unigram_loss": Words("一元模型损失", "unigram baseline loss"),
@@ -46,7 +47,15 @@ METRICS = {
     "identity_accuracy": Words("身份正确率", "identity accuracy", "percent"),
     "arithmetic_accuracy": Words("算术正确率", "arithmetic accuracy", "percent"),
     "gold_score": Words("金标得分", "gold score"),
-    "gold": Words("金标得分（护栏题）", "gold score, guard prompts"),
+    "guard_score": Words("护栏题得分", "score on guard prompts"),
+    "guard_repetition": Words("护栏题重复度", "repetition on guard prompts", "percent"),
+    "guard_kl": Words("护栏题 KL", "KL on guard prompts, nats"),
+    "score": Words("奖励模型打分", "reward-model score"),
+    "value_mean": Words("平均价值", "mean value"),
+    "policy_loss": Words("策略损失", "policy loss"),
+    "clip_share": Words("截断比例", "clipped tokens", "percent"),
+    "kl_to_old": Words("与旧策略的 KL", "KL to the old policy"),
+    "reward_chosen": Words("隐式奖励", "implicit reward"),
     "repetition": Words("重复度", "repetition", "percent"),
     "refusal_rate": Words("拒答率", "refusal rate", "percent"),
     "pair_accuracy": Words("成对判断正确率", "pair accuracy", "percent"),
@@ -58,7 +67,18 @@ METRICS = {
     "near_duplicate_precision": Words("近似重复精确率", "near-duplicate precision", "percent"),
     "chars_per_token": Words("每词元字符数", "characters per token"),
     "bytes_per_token": Words("每词元字节数", "bytes per token"),
+    "characters_per_token": Words("每词元字符数", "characters per token"),
+    "vocabulary_used": Words("用到的词表", "vocabulary used", "percent"),
     "vocab_size": Words("词表大小", "vocabulary", "count"),
+    "texts": Words("文本", "texts", "count"),
+    "bytes": Words("字节", "bytes", "count"),
+    "step": Words("步数", "steps", "count"),
+    "skipped_steps": Words("跳过的步", "skipped steps", "count"),
+    "train_tokens": Words("语料词元数", "tokens of the corpus", "count"),
+    "train_seconds": Words("训练用时", "training time", "seconds"),
+    "padding_share": Words("填充比例", "padding", "percent"),
+    "epochs": Words("遍数", "epochs"),
+    "pairs_per_second": Words("每秒偏好对", "pairs per second", "count"),
     "tokens": Words("词元数", "tokens", "count"),
     "parameters": Words("参数量", "parameters", "count"),
     "tokens_per_second": Words("每秒词元", "tokens per second", "count"),
@@ -83,40 +103,42 @@ METRICS = {
 
 STEPS_AND_REASONS = {
     "read": "读入",
-    "normalised": "规范化",
     "normalise": "规范化",
     "rules": "规则过滤",
-    "filter": "规则过滤",
     "boilerplate": "样板文字",
-    "exact": "完全去重",
-    "near": "近似去重",
+    "exact_duplicates": "完全去重",
+    "near_duplicates": "近似去重",
+    "kept": "保留",
     "exact_duplicate": "完全重复",
     "near_duplicate": "近似重复",
-    "kept": "保留",
-    "train": "训练集",
-    "validation": "验证集",
     "too_short": "过短",
     "too_long": "过长",
-    "han_share": "汉字太少",
-    "symbol_share": "符号太多",
-    "digit_share": "数字太多",
-    "url_share": "网址太多",
+    "low_han_share": "汉字太少",
+    "many_symbols": "符号太多",
+    "many_urls": "网址太多",
+    "many_digits": "数字太多",
     "repeated_lines": "重复行",
     "repeated_ngrams": "重复片段",
-    "spam": "广告",
     "advertisement": "广告",
     "empty": "空",
+    "equal_answers": "两个回答相同",
+    "duplicate_prompt": "重复的问题",
+    "duplicate_pair": "重复的偏好对",
     "invalid_json": "不是 JSON",
-    "missing_field": "缺字段",
+    "invalid_csv": "不是 CSV",
+    "not_an_object": "不是对象",
+    "wrong_number_of_fields": "列数不对",
     "undecodable": "无法解码",
     "nul_bytes": "含 NUL 字节",
-    "correct": "对错",
+    "line_too_long": "行太长",
+    "lone_surrogate": "孤立代理字符",
+    "empty_file": "空文件",
     "right": "对错",
-    "evasive": "回避",
-    "repetitive": "啰嗦重复",
-    "polite": "礼貌",
-    "rude": "无礼",
+    "answering": "作答或回避",
+    "concise": "简洁或重复",
+    "polite": "礼貌或无礼",
 }
+"""Chinese for the names of funnel steps, of reasons to drop or reject, and of reasons to prefer."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,8 @@ def as_value(raw: Any) -> Value | None:
     else:
         parts = {"value": raw, "low": None, "high": None, "n": None}
     main = parts["value"]
+    if parts["n"] == 1:  # summary.json gives a plain measurement as n = 1 with low = high = value: no interval at all
+        parts |= {"low": None, "high": None, "n": None}
     if isinstance(main, bool) or not isinstance(main, int | float) or not math.isfinite(main):
         return None
     return Value(**parts)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ Answers go to stdout, everything else to stderr, so `mengya chat RUN -p … > an
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -186,10 +187,13 @@ def chat(
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
     system: str | None = None,
 ) -> None:
-    """Talk to the model at PATH: with `prompt` one answer on stdout, else until Ctrl-D or /exit."""
+    """Talk to the model at PATH: with `prompt` one answer on stdout, else until Ctrl-D or /exit.
+
+    Without a seed every call says something else, unless the temperature is 0.
+    """
     if stage is not None and stage not in CHAT_STAGES:
         raise UserError(f"{stage!r} is not a chat stage", where="--stage", mend=f"use one of {', '.join(CHAT_STAGES)}")
     if max_new_tokens < 1:
@@ -197,6 +201,7 @@ def chat(
     find_model(path, stage)  # before torch is loaded, which takes seconds
     from mengya.generate.sampling import Sampling
 
+    seed = secrets.randbits(32) if seed is None else seed
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     conversation = Chat(path, stage=stage, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, system=system)
     if prompt is not None:
