@@ -9,8 +9,9 @@ import pytest
 from synthetic_run import STAGE_SECONDS, curves, interrupt, make_run
 
 from mengya.files import read_json, write_json, write_jsonl
-from mengya.report import plots, sections
+from mengya.report import plots
 from mengya.report.page import view, write_report
+from mengya.report.training import delta_table
 from mengya.report.words import as_value, metric_words, shown
 
 _STAGES = tuple(STAGE_SECONDS)
@@ -170,12 +171,12 @@ def test_thinning_a_long_curve_keeps_its_mean():
 )
 def test_a_change_is_better_worse_or_within_its_error(better, before, after, low, high, verdict):
     row = {"metric": "qa_accuracy", "before": before, "after": after, "change": after - before, "better": better}
-    assert sections.delta_table([row | {"low": low, "high": high}])[0]["verdict"] == verdict
+    assert delta_table([row | {"low": low, "high": high}])[0]["verdict"] == verdict
 
 
 def test_a_change_in_percent_is_in_percentage_points():
     row = {"metric": "sft.qa_accuracy", "before": 0.5, "after": 0.625, "change": 0.125, "better": "higher"}
-    (row,) = sections.delta_table([row])
+    (row,) = delta_table([row])
     assert (row["change"], row["after"]) == ("+12.5 pp", "62.5%")
 
 

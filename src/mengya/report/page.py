@@ -8,7 +8,7 @@ from typing import Any
 
 from mengya import __version__
 from mengya.files import write_text
-from mengya.report import sections
+from mengya.report import comparison, funnel, overview, training
 from mengya.report.words import STAGES, shown
 from mengya.run import Run
 
@@ -39,10 +39,10 @@ def render(run: Run) -> str:
 def view(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     recipe = run.recipe()
-    rows = sections.stages(run)
+    rows = overview.stages(run)
     by_name = {row["name"]: row for row in rows}
-    metrics = sections.all_metrics(run, rows)
-    trained = [sections.training(by_name[name], metrics) for name in _TRAINING_STAGES if name in by_name]
+    metrics = overview.all_metrics(run, rows)
+    trained = [training.training(by_name[name], metrics) for name in _TRAINING_STAGES if name in by_name]
     evaluate = by_name.get("evaluate", {"manifest": {}})
     return {
         "recipe": recipe,
@@ -51,13 +51,13 @@ def view(run: Run) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "stages": rows,
         "finished": all(row["state"] == "done" for row in rows),
-        "cards": sections.cards(metrics, rows),
-        "corpus": sections.corpus(by_name["corpus"]) if "corpus" in by_name else None,
-        "corpus_table": sections.metric_table("corpus", metrics),
+        "cards": overview.cards(metrics, rows),
+        "corpus": funnel.corpus(by_name["corpus"]) if "corpus" in by_name else None,
+        "corpus_table": training.metric_table("corpus", metrics),
         "tokenizer": _tokenizer(by_name, metrics),
         "training": [one for one in trained if one],
-        "comparison": sections.comparison(metrics),
-        "answers": sections.answers(evaluate["manifest"].get("samples", [])),
+        "comparison": comparison.comparison(metrics),
+        "answers": comparison.answers(evaluate["manifest"].get("samples", [])),
         "environment": _environment(rows),
         "words": STAGES,
     }
@@ -69,9 +69,10 @@ def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> list[dict[st
     for stage in ("tokenizer", "shards"):
         if stage not in by_name:
             continue
-        found += sections.metric_table(stage, metrics)
-        for label, text in sections.counts_of(by_name[stage]["manifest"].get("counts", {})):
-            found.append({"zh": label, "en": "", "value": text, "interval": "", "n": ""})
+        found += training.metric_table(stage, metrics)
+        for label, text in training.counts_of(by_name[stage]["manifest"].get("counts", {})):
+            if label not in {row["zh"] for row in found}:  # some counts are metrics as well
+                found.append({"zh": label, "en": "", "value": text, "interval": "", "n": ""})
     return found
 
 

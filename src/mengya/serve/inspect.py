@@ -159,10 +159,10 @@ def _print_model(console: Console, path: Path) -> None:
         from mengya.tokenizer.encode import load_tokenizer
 
         tokenizer = load_tokenizer(path)
-        size = tokenizer.vocab_size
-        fits = "" if size <= config.vocab_size else f" – does not fit the embedding of {config.vocab_size:,}"
+        num_tokens = tokenizer.vocab_size
+        fits = "" if num_tokens <= config.vocab_size else f" – does not fit the embedding of {config.vocab_size:,}"
         stops = ", ".join(repr(tokenizer.decode([stop])) for stop in tokenizer.stop_ids)
-        console.print(f"tokenizer · {size:,} tokens{fits} · an answer ends at {stops}")
+        console.print(f"tokenizer · {num_tokens:,} tokens{fits} · an answer ends at {stops}")
     else:
         console.print("no tokenizer.json")
 
