@@ -63,17 +63,20 @@ def view(run: Run) -> dict[str, Any]:
     }
 
 
-def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table of the tokenizer and of the tokens that the corpus became."""
-    found = []
-    for stage in ("tokenizer", "shards"):
-        if stage not in by_name:
-            continue
-        found += training.metric_table(stage, metrics)
-        for label, text in training.counts_of(by_name[stage]["manifest"].get("counts", {})):
-            if label not in {row["zh"] for row in found}:  # some counts are metrics as well
-                found.append({"zh": label, "en": "", "value": text, "interval": "", "n": ""})
-    return found
+def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokenizer's measures on held-out text, and what the corpus became: documents, tokens, bytes of each split."""
+    manifests = [by_name[stage]["manifest"] if stage in by_name else {} for stage in ("tokenizer", "shards")]
+    tokenizer, shards = (manifest.get("counts", {}) for manifest in manifests)
+    rows = training.metric_table("tokenizer", metrics)
+    for words, text in training.counts_of(tokenizer):
+        if words.zh not in {row["zh"] for row in rows}:  # some counts are metrics as well
+            rows.append({"zh": words.zh, "en": words.en, "value": text, "interval": "", "n": ""})
+    splits = {
+        name: [shown(key, split[key]) if key in split else "" for key in ("documents", "tokens", "bytes")]
+        for name, split in shards.items()
+        if isinstance(split, dict)
+    }
+    return {"rows": rows, "splits": splits} if rows or splits else None
 
 
 def _environment(rows: list[dict[str, Any]]) -> dict[str, Any]:

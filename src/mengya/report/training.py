@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mengya.console import read_metrics
 from mengya.report import plots
 from mengya.report.overview import View
-from mengya.report.words import STEPS_AND_REASONS, Value, as_value, interval, metric_words, shown
+from mengya.report.words import STEPS_AND_REASONS, Value, Words, as_value, interval, metric_words, shown
 
 _LABELS = {
     "loss": "training",
@@ -193,18 +193,14 @@ def training(row: View, metrics: dict[str, Value]) -> View | None:
     }
 
 
-def counts_of(counts: View) -> list[tuple[str, str]]:
-    """(label, text) of every number and line of a stage's counts; nested ones carry both names; lists are left out."""
+def counts_of(counts: View) -> list[tuple[Words, str]]:
+    """Every number and line of a stage's counts with its words; what is nested has a place of its own, or none."""
     found = []
     for key, value in counts.items():
         words = metric_words(key)
-        label = words.zh or words.en
-        if isinstance(value, dict):
-            flat = {inner: one for inner, one in value.items() if not isinstance(one, dict)}
-            found += [(f"{key} {inner}", text) for inner, text in counts_of(flat)]
-        elif _is_number(value):
-            text = shown(key, value) if words.kind != "number" or isinstance(value, float) else f"{value:,}"
-            found.append((label, text))
+        if _is_number(value):
+            is_plain = words.kind == "number" and isinstance(value, int)
+            found.append((words, f"{value:,}" if is_plain else shown(key, value)))
         elif isinstance(value, str):
-            found.append((label, value))
+            found.append((words, value))
     return found
