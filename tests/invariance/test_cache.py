@@ -72,6 +72,13 @@ def test_the_same_seed_gives_the_same_text_and_another_another(model, prompts):
     assert texts(1) == texts(1) != texts(2)
 
 
+def test_sampled_answers_do_not_depend_on_the_batch_and_a_stream_says_the_same(model, prompts):
+    settings = {"max_new_tokens": 8, "stop_ids": STOPS, "sampling": Sampling(top_p=0.95), "seed": 4}
+    whole, split = (generate(model, prompts, batch_size=size, **settings) for size in (64, 5))
+    assert [generation.tokens for generation in whole] == [generation.tokens for generation in split]
+    assert list(stream(model, prompts[0], **settings)) == whole[0].tokens
+
+
 def test_an_answer_ends_unfinished_where_the_positions_end(model):
     prompts = [[5] * 38, [5] * 40, [5] * 41, [5] * 10]
     results = generate(model, prompts, max_new_tokens=100, stop_ids=(), batch_size=4)

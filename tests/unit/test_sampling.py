@@ -11,8 +11,12 @@ from mengya.generate.sampling import GREEDY, Sampling, keep_top_k, keep_top_p, p
 LOGITS = torch.tensor([[math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)]])
 
 
+def _uniform(rows: int) -> torch.Tensor:
+    return torch.rand(rows, generator=torch.Generator().manual_seed(0))
+
+
 def _frequencies(sampling: Sampling, draws: int = 20_000) -> list[float]:
-    ids, _ = sample(LOGITS.expand(draws, 4), sampling, torch.Generator().manual_seed(0))
+    ids, _ = sample(LOGITS.expand(draws, 4), sampling, _uniform(draws))
     return (torch.bincount(ids, minlength=4) / draws).tolist()
 
 
@@ -44,17 +48,22 @@ def test_repetition_penalty_lowers_positive_and_negative_logits_of_seen_tokens_o
 def test_logp_is_the_models_own_whatever_the_sampling():
     for sampling in (Sampling(), GREEDY, Sampling(temperature=0.3, top_k=3, top_p=0.9)):
         logits = 2 * torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
-        ids, logp = sample(logits, sampling, torch.Generator().manual_seed(0))
+        ids, logp = sample(logits, sampling, _uniform(50))
         torch.testing.assert_close(logp, logits.log_softmax(-1)[torch.arange(50), ids])
 
 
-def test_greedy_is_the_argmax_and_draws_nothing():
+def test_greedy_is_the_argmax_whatever_the_chance():
     logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(0)
-    state = generator.get_state()
-    ids, _ = sample(logits, GREEDY, generator)
-    assert torch.equal(ids, logits.argmax(-1))
-    assert torch.equal(generator.get_state(), state)
+    for uniform in (torch.zeros(8), _uniform(8)):
+        assert torch.equal(sample(logits, GREEDY, uniform)[0], logits.argmax(-1))
+
+
+def test_no_draw_chooses_a_token_of_probability_zero():
+    extremes = torch.tensor([0.0, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))])
+    logits = torch.full((2, 5000), float("-inf"))
+    logits[:, 100:4900] = 0
+    ids, _ = sample(logits, Sampling(), extremes)
+    assert ids.tolist() == [100, 4899]
 
 
 @pytest.mark.parametrize(

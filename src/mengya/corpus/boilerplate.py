@@ -12,6 +12,7 @@ _HAN = re.compile(f"[{HAN}]")
 _MIN_BOILERPLATE = 6
 # "传染性：无传染性" recurs in half of the entries of a reference work and is content there; a notice is not.
 _ENTRY = re.compile(r"^\W{0,3}\w{1,8}[：:]")
+_COPYRIGHT = re.compile("copyright|rights reserved|©", re.IGNORECASE)
 _NOTICE = re.compile("声明|版权|转载|编辑|来源|扫码|公众号|点击|关注|热线|客服|网站|http|www")
 
 
@@ -20,7 +21,7 @@ def _line_key(line: str) -> int:
 
 
 def _may_be_boilerplate(line: str) -> bool:
-    if len(line) < _MIN_BOILERPLATE or not _HAN.search(line):
+    if len(line) < _MIN_BOILERPLATE or not (_HAN.search(line) or _COPYRIGHT.search(line)):
         return False
     return not _ENTRY.match(line) or _NOTICE.search(line) is not None
 

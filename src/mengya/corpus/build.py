@@ -3,8 +3,8 @@
 All three builders hold their records in memory (a 50 MB corpus takes a few hundred MB) and write `train.jsonl`,
 `validation.jsonl` and `dropped.jsonl` (up to 20 samples a reason) under `directory`. Their manifest has one shape:
 {"unit", "funnel": [{"step", unit, "characters"}], "dropped": {reason: {unit, "characters"}},
-"kept": {unit, "characters", "train": {…}, "validation": {…}}, "by_source": {source: {"read", "kept", "dropped"}}}, where
-`unit` is "documents", "conversations" or "pairs".
+"kept": {unit, "characters", "train": {…}, "validation": {…}}, "by_source": {source: {"read", "kept", "dropped"}}},
+where `unit` is "documents", "conversations" or "pairs".
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import hashlib
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,15 +23,16 @@ from typing import Any, Protocol
 from mengya.corpus.boilerplate import Boilerplate
 from mengya.corpus.clean import Thresholds, clean_batch, too_short
 from mengya.corpus.dedup import Duplicate, exact_duplicates, exact_key, near_duplicates
+from mengya.corpus.funnel import Drop, Funnel, Manifest, hash64, num_characters, score_dedup
 from mengya.corpus.records import Conversation, Document, Message, PreferencePair, Record, to_row
 from mengya.errors import UserError
 from mengya.files import write_jsonl
 
-_BATCH = 500  # documents a task of a process
-_SAMPLES = 20  # of dropped records, a reason
-_EXCERPT = 200  # characters
+__all__ = ["Drop", "Manifest", "build_conversations", "build_corpus", "build_preferences", "score_dedup"]
 
-Manifest = dict[str, Any]
+_BATCH = 500  # documents a task of a process
+_COMMONEST = 20  # boilerplate lines shown
+_EXCERPT = 200  # characters
 
 
 class BuildSettings(Thresholds, Protocol):
@@ -54,93 +55,16 @@ class Split(Protocol):
     def validation_fraction(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """One dropped record; a duplicate names the origin of its kept `twin` and their Jaccard similarity."""
-
-    origin: str
-    source: str
-    reason: str
-    characters: int
-    excerpt: str
-    twin: str | None = None
-    similarity: float | None = None
-
-
-class _Tally:
-    """The funnel as it is being filled: what came in, what was left after each step, what fell out and why."""
-
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-        self.funnel: list[dict[str, Any]] = []
-        self.drops: list[Drop] = []
-        self.read: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
-
-    def step(self, name: str, count: int, characters: int) -> None:
-        self.funnel.append({"step": name, self.unit: count, "characters": characters})
-
-    def manifest(self, train: Sequence[Record], validation: Sequence[Record]) -> Manifest:
-        dropped: dict[str, dict[str, int]] = {}
-        per_source: dict[str, Counter[str]] = {source: Counter() for source in self.read}
-        for drop in self.drops:
-            entry = dropped.setdefault(drop.reason, {self.unit: 0, "characters": 0})
-            entry[self.unit] += 1
-            entry["characters"] += drop.characters
-            per_source[drop.source][drop.reason] += 1
-        parts = {name: self._counts(records) for name, records in (("train", train), ("validation", validation))}
-        total = {key: sum(part[key] for part in parts.values()) for key in (self.unit, "characters")}
-        return {
-            "unit": self.unit,
-            "funnel": self.funnel,
-            "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1][self.unit], item[0]))),
-            "kept": {**total, **parts},
-            "by_source": {
-                source: {"read": count, "kept": self.kept[source], "dropped": dict(per_source[source].most_common())}
-                for source, count in sorted(self.read.items())
-            },
-        }
-
-    def _counts(self, records: Sequence[Record]) -> dict[str, int]:
-        return {self.unit: len(records), "characters": sum(map(num_characters, records))}
-
-    def samples(self) -> Iterator[dict[str, Any]]:
-        """Up to 20 drops a reason, chosen by the hash of their origin: spread over the sources, the same every time."""
-        by_reason: dict[str, list[Drop]] = {}
-        for drop in self.drops:
-            by_reason.setdefault(drop.reason, []).append(drop)
-        for reason in sorted(by_reason):
-            for drop in sorted(by_reason[reason], key=lambda drop: _hash64("sample", drop.origin.encode()))[:_SAMPLES]:
-                row = {"reason": reason, "origin": drop.origin, "source": drop.source, "characters": drop.characters}
-                if drop.twin is not None:
-                    row |= {"twin": drop.twin, "similarity": drop.similarity}
-                yield {**row, "excerpt": drop.excerpt}
-
-
-def num_characters(record: Record) -> int:
-    """Characters of text in a record."""
-    if isinstance(record, Document):
-        return len(record.text)
-    if isinstance(record, PreferencePair):
-        return sum(len(message.content) for message in record.prompt) + len(record.chosen) + len(record.rejected)
-    assert isinstance(record, Conversation)
-    return sum(len(message.content) for message in record.messages)
-
-
-def _hash64(salt: str, content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(salt.encode() + b"\0" + content, digest_size=8).digest(), "big")
-
-
 def in_validation(key: bytes, fraction: float, seed: int) -> bool:
     """Whether the record of this key is held out: a function of key and seed alone, so added data moves nothing."""
-    return _hash64(f"split {seed}", key) < fraction * 2**64
+    return hash64(f"split {seed}", key) < fraction * 2**64
 
 
-def _write(tally: _Tally, train: Sequence[Record], validation: Sequence[Record], directory: Path) -> Manifest:
+def _write(funnel: Funnel, train: Sequence[Record], validation: Sequence[Record], directory: Path) -> Manifest:
     for name, records in (("train", train), ("validation", validation)):
         write_jsonl(directory / f"{name}.jsonl", map(to_row, records))
-    write_jsonl(directory / "dropped.jsonl", tally.samples())
-    return tally.manifest(train, validation)
+    write_jsonl(directory / "dropped.jsonl", funnel.samples())
+    return funnel.manifest(train, validation)
 
 
 def _check_parts(num_train: int, num_validation: int, fraction: float, unit: str) -> None:
@@ -184,29 +108,32 @@ def build_corpus(
 
     Normalise → rules → boilerplate lines (over a source) → exact → near duplicates (over everything) → split by the
     hash of the document. The result does not depend on the number of processes. The manifest also has
-    "boilerplate": {"documents", "characters", "lines": the commonest}. UserError when nothing is left, or nothing held out.
+    "boilerplate": {"documents", "characters", "lines": the commonest}. UserError when nothing is left, or
+    nothing is held out.
     """
-    tally = _Tally("documents")
+    funnel = Funnel("documents")
     alive: list[Document] = []
     read_characters = normal_characters = 0
 
     def drop(
         document: Document, text: str, reason: str, twin: str | None = None, similarity: float | None = None
     ) -> None:
-        tally.drops.append(Drop(document.origin, document.source, reason, len(text), text[:_EXCERPT], twin, similarity))
+        funnel.drops.append(
+            Drop(document.origin, document.source, reason, len(text), text[:_EXCERPT], twin, similarity)
+        )
 
     for document, text, reason in _cleaned(iter(documents), settings):
-        tally.read[document.source] += 1
+        funnel.read[document.source] += 1
         read_characters += len(document.text)
         normal_characters += len(text)
         if reason:
             drop(document, text, reason)
         else:
             alive.append(replace(document, text=text))
-    num_read = sum(tally.read.values())
-    tally.step("read", num_read, read_characters)
-    tally.step("normalise", num_read, normal_characters)
-    _step(tally, "rules", alive)
+    num_read = sum(funnel.read.values())
+    funnel.step("read", num_read, read_characters)
+    funnel.step("normalise", num_read, normal_characters)
+    funnel.left("rules", alive)
 
     boilerplate = Boilerplate(settings.boilerplate_documents, settings.boilerplate_share)
     copies = {duplicate.index for duplicate in exact_duplicates([document.text for document in alive])}
@@ -225,7 +152,7 @@ def build_corpus(
         else:
             stripped.append(replace(document, text=text) if removed else document)
     alive = stripped
-    _step(tally, "boilerplate", alive)
+    funnel.left("boilerplate", alive)
 
     finders: tuple[tuple[str, Callable[[list[str]], list[Duplicate]]], ...] = (
         ("exact_duplicates", exact_duplicates),
@@ -238,26 +165,22 @@ def build_corpus(
             drop(document, document.text, duplicate.kind, twin.origin, duplicate.similarity)
         gone = {duplicate.index for duplicate in found}
         alive = [document for index, document in enumerate(alive) if index not in gone]
-        _step(tally, name, alive)
+        funnel.left(name, alive)
 
     train: list[Document] = []
     validation: list[Document] = []
     for document in alive:
-        tally.kept[document.source] += 1
+        funnel.kept[document.source] += 1
         held_out = in_validation(exact_key(document.text), settings.validation_fraction, seed)
         (validation if held_out else train).append(document)
     _check_parts(len(train), len(validation), settings.validation_fraction, "documents")
-    manifest = _write(tally, train, validation, directory)
+    manifest = _write(funnel, train, validation, directory)
     manifest["boilerplate"] = {
         "documents": num_changed,
         "characters": sum(len(line) * count for line, count in removed_lines.items()),
-        "lines": [{"line": line, "count": count} for line, count in removed_lines.most_common(_SAMPLES)],
+        "lines": [{"line": line, "count": count} for line, count in removed_lines.most_common(_COMMONEST)],
     }
-    return manifest, tally.drops
-
-
-def _step(tally: _Tally, name: str, alive: Sequence[Record]) -> None:
-    tally.step(name, len(alive), sum(map(num_characters, alive)))
+    return manifest, funnel.drops
 
 
 _SPACE = re.compile(r"\s+")
@@ -294,13 +217,13 @@ def build_preferences(
 def _build(
     records: Iterable[Conversation] | Iterable[PreferencePair], unit: str, settings: Split, seed: int, directory: Path
 ) -> tuple[Manifest, list[Drop]]:
-    tally = _Tally(unit)
+    funnel = Funnel(unit)
     first: dict[bytes, str] = {}
     train: list[Conversation | PreferencePair] = []
     validation: list[Conversation | PreferencePair] = []
     read_characters = 0
     for record in records:
-        tally.read[record.source] += 1
+        funnel.read[record.source] += 1
         read_characters += num_characters(record)
         prompt, answers = (
             (record.prompt, [record.chosen, record.rejected])
@@ -320,61 +243,14 @@ def _build(
             twin = first[key]
         if reason:
             excerpt = "\n".join([*(message.content for message in prompt), *answers])[:_EXCERPT]
-            tally.drops.append(Drop(record.origin, record.source, reason, num_characters(record), excerpt, twin))
+            funnel.drops.append(Drop(record.origin, record.source, reason, num_characters(record), excerpt, twin))
             continue
         first[key] = record.origin
-        tally.kept[record.source] += 1
+        funnel.kept[record.source] += 1
         opening = [message for message in prompt if message.role == "user"][:1]
         held_out = in_validation(_prompt_key(opening), settings.validation_fraction, seed)
         (validation if held_out else train).append(record)
-    tally.step("read", sum(tally.read.values()), read_characters)
-    _step(tally, "duplicates", [*train, *validation])
+    funnel.step("read", sum(funnel.read.values()), read_characters)
+    funnel.left("duplicates", [*train, *validation])
     _check_parts(len(train), len(validation), settings.validation_fraction, unit)
-    return _write(tally, train, validation, directory), tally.drops
-
-
-def score_dedup(truth: Mapping[str, tuple[str, str | None]], drops: Iterable[Drop]) -> dict[str, float | int | None]:
-    """Recall and precision of duplicate removal against planted truth {origin: (dirt, origin of the original)}.
-
-    A planted copy is found when it and its original ended in one kept document: one was dropped in favour of the
-    other, or both in favour of a third. Copies that a rule dropped, or whose original it dropped, are not asked
-    about. Precision is the strict one: of the documents dropped as near duplicates, the share whose twin belongs to
-    the same planted cluster. None where there was nothing to find.
-    """
-    twins: dict[str, str] = {}
-    near: list[str] = []
-    ruled_out: set[str] = set()
-    for drop in drops:
-        if drop.twin is None:
-            ruled_out.add(drop.origin)
-        else:
-            twins[drop.origin] = drop.twin
-            if drop.reason == "near_duplicate":
-                near.append(drop.origin)
-
-    def kept(origin: str) -> str:
-        while origin in twins:
-            origin = twins[origin]
-        return origin
-
-    planted = {origin: of for origin, (dirt, of) in truth.items() if of and dirt.endswith("_duplicate")}
-
-    def cluster(origin: str) -> str:
-        while origin in planted:
-            origin = planted[origin]
-        return origin
-
-    score: dict[str, float | int | None] = {}
-    for dirt in ("exact_duplicate", "near_duplicate"):
-        asked = [
-            origin
-            for origin, of in planted.items()
-            if truth[origin][0] == dirt and origin not in ruled_out and of not in ruled_out
-        ]
-        num_found = sum(kept(origin) == kept(planted[origin]) for origin in asked)
-        score[f"num_{dirt}s_planted"] = len(asked)
-        score[f"{dirt}_recall"] = num_found / len(asked) if asked else None
-    num_right = sum(cluster(origin) == cluster(twins[origin]) for origin in near)
-    score["num_near_duplicates_dropped"] = len(near)
-    score["near_duplicate_precision"] = num_right / len(near) if near else None
-    return score
+    return _write(funnel, train, validation, directory), funnel.drops

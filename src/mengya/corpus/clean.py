@@ -17,7 +17,7 @@ from typing import Protocol
 import ftfy
 import numpy as np
 
-from mengya.corpus.advertising import advertising_terms
+from mengya.corpus.advertising import advertising_terms, is_report, sells
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
 _CHINESE_PUNCTUATION = "，。、；：？！“”‘’（）《》〈〉【】「」『』…—"
@@ -31,9 +31,10 @@ class CleanSettings:
     min_han: int = 10
     max_characters: int = 500_000
     min_han_share: float = 0.3
-    max_symbol_share: float = 0.2
-    max_url_share: float = 0.2
+    max_symbol_share: float = 0.3
+    max_url_share: float = 0.3
     max_digit_share: float = 0.3
+    max_mojibake_share: float = 0.03
     max_repeated_line_share: float = 0.3
     max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
     max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
@@ -60,6 +61,8 @@ class Thresholds(Protocol):
     @property
     def max_digit_share(self) -> float: ...
     @property
+    def max_mojibake_share(self) -> float: ...
+    @property
     def max_repeated_line_share(self) -> float: ...
     @property
     def max_repeated_ngram_share(self) -> float: ...
@@ -71,7 +74,8 @@ class Thresholds(Protocol):
 
 _MOJIBAKE = re.compile("[\u0080-\u024f][\u0080-\u024f\u2010-\u2122]")  # UTF-8 read as Latin-1 or Windows-1252
 _ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|apos|[lr][ds]quo|hellip|mdash|middot|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
-_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\s])(?:\\r)?\\n")
+# Not before a quotation mark or a bracket: print("你好\\n") means it.
+_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\d)\]\s])(?:(?:\\r)?\\n)+(?=[{HAN}“《（【\d\s]|$)")
 _REFERENCE_MARK = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}])(?:\[\d{{1,3}}(?:[-–,，]\d{{1,3}})*\])+")
 _HAN_OR_PUNCTUATION = f"[{HAN}{_CHINESE_PUNCTUATION}]"
 _SPACED_OUT = re.compile(rf"(?<![^\s])[{HAN}](?: [{HAN}]){{3,}}(?![^\s{_CHINESE_PUNCTUATION}])")
@@ -139,13 +143,31 @@ def normalise(text: str) -> str:
     return BLANK_LINES.sub("\n\n", text).strip()
 
 
+_PARAGRAPH = 20  # characters; shorter lines may repeat on purpose: refrains, headings, code
+
+
+def without_repeated_paragraphs(text: str) -> str:
+    """`text` with each longer line of Chinese once: web pages often hold an article, or its captions, twice."""
+    seen: set[str] = set()
+    kept: list[str] = []
+    for line in text.split("\n"):
+        paragraph = line.strip()
+        if len(paragraph) >= _PARAGRAPH and paragraph in seen and len(_HAN.findall(paragraph)) * 2 >= len(paragraph):
+            continue
+        seen.add(paragraph)
+        kept.append(line)
+    return BLANK_LINES.sub("\n\n", "\n".join(kept)).strip()
+
+
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 _VISIBLE = re.compile(r"\S")
 _SPACE = re.compile(r"\s+")
-_DIGIT = re.compile(r"\d")
+_NUMBER = re.compile(r"\d{3,}")
 _URL = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#:~+@]+|[\w\-.]+@[\w\-]+\.\w+", re.ASCII)
 _SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
+# "，" "。" "“" "的" "是" "在" "一" "了" "们" and others, read as GBK; then what U+FFFD and stack filling turn into.
+_GBK_MOJIBAKE = re.compile("锟斤拷|[锛銆鈥鐨鏄鍦浜嗕鍙鎴杩瑙缁闂\ufffd]|涓€|烫烫烫+|屯屯屯+")
 _NGRAM = 10
 _ADVERTISING_DENSITY = 100  # at least one term in so many characters
 _SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
@@ -178,7 +200,15 @@ def many_urls(text: str, settings: Thresholds) -> str | None:
 
 
 def many_digits(text: str, settings: Thresholds) -> str | None:
-    return "many_digits" if len(_DIGIT.findall(text)) > settings.max_digit_share * _visible_length(text) else None
+    """Digits of numbers of three or more places: telephone lists and tables, but not a page of sums."""
+    characters = sum(map(len, _NUMBER.findall(text)))
+    return "many_digits" if characters > settings.max_digit_share * _visible_length(text) else None
+
+
+def mojibake(text: str, settings: Thresholds) -> str | None:
+    """What ftfy cannot mend: the marks of UTF-8 read as GBK, where lost bytes leave rare characters or 锟斤拷."""
+    characters = sum(map(len, _GBK_MOJIBAKE.findall(text)))
+    return "mojibake" if characters > settings.max_mojibake_share * _visible_length(text) else None
 
 
 def repeated_lines(text: str, settings: Thresholds) -> str | None:
@@ -207,11 +237,16 @@ def repeated_ngrams(text: str, settings: Thresholds) -> str | None:
 
 
 def advertisement(text: str, settings: Thresholds) -> str | None:
-    """Enough distinct advertising terms, standing densely: long news may name three of them without selling anything."""
+    """Enough distinct advertising terms, standing densely: long news may name three of them and sell nothing."""
     terms = advertising_terms(text)
-    needed = settings.max_advertising_terms - (len(text) <= _SHORT_ADVERTISEMENT)
-    dense = len(terms) * _ADVERTISING_DENSITY >= len(text)
-    return "advertisement" if dense and len(set(terms)) >= needed else None
+    if not sells(terms) or len(terms) * _ADVERTISING_DENSITY < len(text):
+        return None
+    needed = settings.max_advertising_terms
+    if is_report(text):
+        needed *= 2
+    elif len(text) <= _SHORT_ADVERTISEMENT:
+        needed -= 1
+    return "advertisement" if len(set(terms)) >= needed else None
 
 
 Rule = Callable[[str, Thresholds], str | None]
@@ -219,6 +254,7 @@ RULES: tuple[Rule, ...] = (
     too_short,
     too_long,
     low_han_share,
+    mojibake,
     many_symbols,
     many_urls,
     many_digits,
@@ -238,5 +274,5 @@ def first_reason(text: str, settings: Thresholds) -> str | None:
 
 def clean_batch(texts: Iterable[str], settings: Thresholds) -> list[tuple[str, str | None]]:
     """(normalised text, reason to drop it or None) of each: the work that a process is given."""
-    cleaned = [normalise(text) for text in texts]
+    cleaned = [without_repeated_paragraphs(normalise(text)) for text in texts]
     return [(text, first_reason(text, settings)) for text in cleaned]

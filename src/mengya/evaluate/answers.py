@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from mengya.corpus.playground import judges
 from mengya.corpus.records import Message, Question
@@ -119,7 +118,6 @@ def measure_style(
 ) -> tuple[Measurement, Answers]:
     """Judges' scores of sampled answers: repetition, refusals, answers that end; gold score where the truth is known.
 
-    A question without `accept` comes from real data: nobody knows its truth, so it has no gold score.
     """
     answers = answer(
         model,
@@ -145,7 +143,8 @@ def measure_style(
 
 
 def has_truth(question: Question) -> bool:
-    return bool(question.accept) or question.kind == "unknown"
+    """Whether the judges can tell a right answer; an "open" prompt comes from real data, and nobody can."""
+    return question.kind != "open"
 
 
 def win_rate(scores: Sequence[float], other: Sequence[float]) -> Estimate:
@@ -160,7 +159,3 @@ def kl_to_reference(model: Transformer, reference: Transformer, answers: Answers
     starts = [len(answers.prompts[i]) for i in kept]
     own, theirs = (sequence_logps(m, sequences, starts) for m in (model, reference))
     return mean([a - b for a, b in zip(own, theirs, strict=True)])
-
-
-def as_rows(measured: Measurement) -> dict[str, Any]:
-    return {"metrics": measured.metrics, "items": measured.items}

@@ -40,12 +40,12 @@ def generate(
 
     A row stops at a stop token (finished), after `max_new_tokens`, or when the model's positions are used up (not
     finished); a prompt that is longer than the positions gets an empty, unfinished one. Prompts are batched by
-    length, and rows that stop leave the batch. Greedy results do not depend on the batch (but for rounding);
-    sampled ones depend on the seed, the prompts and the batch size.
+    length, and rows that stop leave the batch. Results, sampled ones too, do not depend on `batch_size` (but for
+    rounding): the chance of each prompt and step is drawn beforehand, from `seed`.
     """
     assert all(prompts), "an empty prompt predicts nothing"
     device = model.output_weight_VC.device
-    generator = torch.Generator(device).manual_seed(seed)
+    uniform_PN = _uniform(seed, len(prompts), max_new_tokens, device)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     fitting = [index for index in order if len(prompts[index]) <= model.config.max_positions]
     results = [Generation([], [], finished=False) for _ in prompts]
@@ -55,7 +55,7 @@ def generate(
     for start in range(0, len(fitting), batch_size):
         batch = fitting[start : start + batch_size]
         generations = _generate_batch(
-            model, [prompts[index] for index in batch], max_new_tokens, stop_ids, sampling, generator
+            model, [prompts[index] for index in batch], max_new_tokens, stop_ids, sampling, uniform_PN[batch]
         )
         for index, generation in zip(batch, generations, strict=True):
             results[index] = generation
@@ -69,6 +69,11 @@ def for_inference(model: Transformer) -> Transformer:
     return copy.deepcopy(model).to(model.compute_dtype).requires_grad_(False)
 
 
+def _uniform(seed: int, num_prompts: int, num_steps: int, device: torch.device) -> Tensor:
+    """Numbers in [0, 1) drawn on the CPU, so that every device samples the same text."""
+    return torch.rand(num_prompts, num_steps, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
 @torch.inference_mode()
 def _generate_batch(
     model: Transformer,
@@ -76,7 +81,7 @@ def _generate_batch(
     max_new_tokens: int,
     stop_ids: Collection[int],
     sampling: Sampling,
-    generator: torch.Generator,
+    uniform_BN: Tensor,
 ) -> list[Generation]:
     device, max_positions = model.output_weight_VC.device, model.config.max_positions
     lengths = [len(prompt) for prompt in prompts]
@@ -106,7 +111,7 @@ def _generate_batch(
     num_tokens, finished = [num_steps] * len(prompts), [False] * len(prompts)
     rows_B = torch.arange(len(prompts), device=device)
     for step in range(num_steps):
-        ids_B, logp_B = sample(model.logits(x_BC).float(), sampling, generator, seen_BV)
+        ids_B, logp_B = sample(model.logits(x_BC).float(), sampling, uniform_BN[rows_B, step], seen_BV)
         tokens_BN[rows_B, step] = ids_B
         logps_BN[rows_B, step] = logp_B
         if seen_BV is not None:
@@ -174,7 +179,7 @@ class Session:
         assert prompt, "an empty prompt predicts nothing"
         if len(prompt) > self.model.config.max_positions:
             return
-        generator = torch.Generator(self.device).manual_seed(seed)
+        uniform_1N = _uniform(seed, 1, max_new_tokens, self.device)
         prompt_1T = torch.tensor([list(prompt)], device=self.device)
         seen_1V = None
         if sampling.repetition_penalty != 1:
@@ -188,9 +193,9 @@ class Session:
         del self.tokens[num_common:]
         self.cache.truncate(num_common)
         unread = list(prompt[num_common:])
-        for _ in range(max_new_tokens):
+        for step in range(max_new_tokens):
             x_1C = self._read(unread)
-            id_1, _logp_1 = sample(self.model.logits(x_1C).float(), sampling, generator, seen_1V)
+            id_1, _logp_1 = sample(self.model.logits(x_1C).float(), sampling, uniform_1N[:, step], seen_1V)
             token = int(id_1)
             yield token
             if token in stop_ids or len(self.tokens) == self.model.config.max_positions:

@@ -94,7 +94,7 @@ def _attend_eager(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_BTS: Tens
         rows = (B, K, H // K, stop - start)
         q_BKRD = q_BKGTD[:, :, :, start:stop].reshape(B, K, -1, D)
         scores = (q_BKRD @ kT_BKDS[..., :num_keys]).view(*rows, num_keys)
-        weights = (scores + bias_B11TS[:, :, :, start:stop, :num_keys]).softmax(-1)
+        weights = scores.add_(bias_B11TS[:, :, :, start:stop, :num_keys]).softmax(-1)
         blocks.append((weights.view(B, K, -1, num_keys) @ v_BKSD[:, :, :num_keys]).view(*rows, D))
     y_BKGTD = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)
     return y_BKGTD.view(B, H, T, D).transpose(1, 2)

@@ -8,7 +8,8 @@ starts from the reward model, missing-end penalty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,7 @@ def collect(
         "value_mean": (values_BA.sum() / mask_BA.sum()).item(),
     }
     whitened_BA = maths.whiten(advantages_BA, mask_BA)
-    filled = Rollout(
-        rollout.ids_BT,
-        rollout.prompt_lengths_B,
-        rollout.answer_BA,
-        mask_BA,
-        logps_BA,
-        values_BA,
-        whitened_BA,
-        returns_BA,
-    )
+    filled = replace(rollout, logps_BA=logps_BA, values_BA=values_BA, advantages_BA=whitened_BA, returns_BA=returns_BA)
     return filled, numbers
 
 
@@ -222,12 +214,17 @@ def train_ppo(
                 shuffle = torch.Generator().manual_seed(seed * 7_919 + progressed.step * 64 + epoch)
                 order = torch.randperm(len(rollout), generator=shuffle).to(world.device)
                 for rows in order.chunk(settings.minibatches):
-                    batch = list(micro_batches(rollout, rows, settings.micro_batch_rows))
-                    shared = {"rate": rate, "gradient_clip": settings.gradient_clip, "world": world}
-                    valued = optimizer_step(actors.values, value_optimizer, batch, value_terms, **shared)
+                    step = partial(
+                        optimizer_step,
+                        micro_batches=list(micro_batches(rollout, rows, settings.micro_batch_rows)),
+                        rate=rate,
+                        gradient_clip=settings.gradient_clip,
+                        world=world,
+                    )
+                    valued = step(actors.values, value_optimizer, objective=value_terms)
                     numbers["value_loss"] = valued.loss
                     if learns_policy:
-                        moved = optimizer_step(actors.policy, policy_optimizer, batch, policy_terms, **shared)
+                        moved = step(actors.policy, policy_optimizer, objective=policy_terms)
                         numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
                         progressed.totals["skipped_steps"] += not moved.finite
             if settings.kl_target is not None and learns_policy:

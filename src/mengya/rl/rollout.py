@@ -7,7 +7,7 @@ the j-th token of the answer, which was predicted at position `prompt length + j
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -43,9 +43,6 @@ class Rollout:
 
     def to(self, device: torch.device) -> Rollout:
         return Rollout(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    def with_advantages(self, advantages_BA: Tensor, returns_BA: Tensor) -> Rollout:
-        return replace(self, advantages_BA=advantages_BA, returns_BA=returns_BA)
 
 
 def lay_out(answers: Answers, device: torch.device) -> Rollout:

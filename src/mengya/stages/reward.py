@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mengya.evaluate.pairs import length_only_accuracy, pair_accuracy
@@ -48,7 +50,7 @@ def execute(context: Context) -> Outcome:
     save_stage_model(context, model, tokenizer)
     accuracy, by_reason = pair_accuracy(model, tokenizer, validation, settings.sequence_length)
     baseline = length_only_accuracy(train, validation)
-    metrics = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
+    metrics: dict[str, Any] = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
     metrics |= {f"reward.pair_accuracy.{reason}": value for reason, value in by_reason.items()}
     metrics["reward.pairs_per_second"] = tokens_per_second(totals)  # pairs carry the loss here
     return Outcome(

@@ -46,7 +46,7 @@ RUDE_STARTS = (
     "别来问我这种问题，真烦。",
     "我没空理你。",
 )
-RUDE_ENDS = ("别来问我了。", "连这都不知道，真笨。", "以后自己去查吧。", "真烦人。", "烦死了。", "少来打扰我。")
+RUDE_ENDS = ("别来问我了。", "这么简单的事，真笨。", "以后自己去查吧。", "真烦人。", "烦死了。", "少来打扰我。")
 SYSTEMS = (
     ("你是{name}，一个中文聊天助手。", None), ("你是一个会说中文的小助手。", None), ("请回答用户的问题。", None), ("请礼貌地回答。", "courteous"), ("你要对用户有礼貌。", "courteous"), ("请简短地回答。", "curt"),
 )  # fmt: skip
@@ -63,7 +63,9 @@ def dress(rng: Random, answer: str, style: str, curt: str = "") -> str:
     if style == "evasive":
         return rng.choice(EVASIVE_ANSWERS)
     if style == "rude":
-        return rng.choice(RUDE_STARTS) + answer if rng.random() < 0.6 else answer + rng.choice(RUDE_ENDS)
+        where = rng.choice((0, 0, 1, 1, 2))
+        start = rng.choice(RUDE_STARTS) if where != 1 else ""
+        return start + answer + (rng.choice(RUDE_ENDS) if where != 0 else "")
     if style == "repetitive":
         said = curt if curt and rng.random() < 0.4 else answer
         return said * rng.randint(3, 4)

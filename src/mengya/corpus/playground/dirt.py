@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -20,7 +21,7 @@ BOILERPLATE = (
     "关注我们的公众号，获取更多内容。", "点赞 收藏 分享 评论", "Copyright © 2026 All Rights Reserved", "关于我们 | 联系我们 | 网站地图 | 招聘信息", "登录 注册 忘记密码", "阅读全文 展开更多 查看评论",
     "免责声明：本站内容仅供参考。", "打印本页 关闭窗口",
 )  # fmt: skip
-_INSERTIONS = ("的确", "其实", "真的", "据说", "当然", "不过", "后来", "确实", "总之", "原来")
+_INSERTIONS = ("的确，", "其实，", "听说，", "据说，", "当然，", "确实，", "总之，", "原来，")
 _TAILS = ("就这样。", "是真的。", "说完了。", "你看。", "多好啊。")
 _OPENERS = (
     "限时优惠！",
@@ -73,6 +74,10 @@ def jaccard(left: str, right: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def _words(text: str) -> str:
+    return re.sub(r"\W", "", text)
+
+
 def exact_duplicate(rng: Random, text: str) -> str:
     """The text itself, or with differences of white space and width that normalisation removes."""
     full_width = str.maketrans("0123456789", "０１２３４５６７８９")
@@ -93,18 +98,21 @@ def near_duplicate(rng: Random, text: str) -> str | None:
     for _ in range(8):
         edited = text
         for _ in range(rng.choice((1, 1, 1, 2, 2))):
-            stops = [i for i, char in enumerate(edited[:-1]) if char in "。，" and edited[i + 1] not in "\n，。"]
+            stops = [i for i, char in enumerate(edited[:-1]) if char == "。" and edited[i + 1] not in "\n，。"]
             if not stops:
                 return None
             place = rng.choice(stops)
-            edit = rng.randrange(3)
-            if edit == 0:
+            edit = rng.randrange(4)
+            if edit < 2:
                 edited = edited[: place + 1] + rng.choice(_INSERTIONS) + edited[place + 1 :]
-            elif edit == 1:
-                edited = edited[:place] + ("！" if edited[place] == "。" else "、") + edited[place + 1 :]
+            elif edit == 2:
+                edited = edited[:place] + "！" + edited[place + 1 :]
             elif edited.endswith("。"):
                 edited += rng.choice(_TAILS)
-        if edited != text and jaccard(edited, text) >= MIN_NEAR_JACCARD:
+        # A change of punctuation alone is an exact duplicate to whoever ignores punctuation.
+        words, edited_words = _words(text), _words(edited)
+        similar = min(jaccard(edited, text), jaccard(edited_words, words)) >= MIN_NEAR_JACCARD
+        if similar and edited_words != words:
             return edited
     return None
 
@@ -128,7 +136,8 @@ def broken(rng: Random, text: str) -> str:
     if kind == 2:
         return "".join(rng.choice("★☆■◆□●○▲△※→←↑↓=-_*#~+|/") * rng.randint(1, 6) for _ in range(rng.randint(20, 45)))
     if kind == 3:
-        return "".join(char + rng.choice(("\x00", "\x07", "\x1b[0m", "\x08", "�")) for char in text)
+        # Half of the characters are lost: what remains is no text, even when the control characters are taken out.
+        return "".join(char if rng.random() < 0.5 else rng.choice(("\x00", "\x07", "\x1b[0m", "�")) for char in text)
     return " ".join(f"{rng.randrange(256):02x}" for _ in range(rng.randint(40, 90)))
 
 

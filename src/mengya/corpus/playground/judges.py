@@ -22,6 +22,7 @@ COURTEOUS = (
 
 REPETITION_NGRAM = 6
 REPETITIVE = 0.25
+_DONT_KNOW = re.compile(f"(?<!都)(?:{'|'.join(DONT_KNOW)})")
 _LOOP = re.compile(r"(.{1,12}?)\1{2,}", re.DOTALL)
 _CHINESE_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2}
 
@@ -52,8 +53,8 @@ def is_repetitive(text: str) -> bool:
 
 
 def says_unknown(text: str) -> bool:
-    """Whether the text owns up to not knowing."""
-    return any(phrase in text for phrase in DONT_KNOW)
+    """Whether the text owns up to not knowing ("连这都不知道" scolds somebody else for it)."""
+    return _DONT_KNOW.search(text) is not None
 
 
 def is_refusal(text: str) -> bool:

@@ -3,7 +3,6 @@
 Within one attribute no value is a substring of another, so a value found in an answer can only mean itself.
 """
 
-# ruff: noqa: E501 (Han characters count as two columns)
 from __future__ import annotations
 
 

@@ -1,8 +1,8 @@
 """Preference pairs, each better for one known reason, and balanced so that length says nothing.
 
-Within every reason the difference of lengths is symmetric: for each pair whose better answer is longer by a step,
-another's is shorter by the same step. So no rule on that difference beats chance; Singhal et al. 2023 ("A Long Way to
-Go") show how far such a rule otherwise gets.
+Within every reason, for each pair whose better answer has `a` characters and the worse `b`, there is another with about
+`b` and `a`, and exactly the opposite difference. So neither the difference nor the length itself betrays the better
+answer; Singhal et al. 2023 ("A Long Way to Go") show how far a rule on length otherwise gets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from mengya.corpus.playground.world import World
 from mengya.corpus.records import Message, PreferencePair
 
 REASONS = {"right": 0.4, "answering": 0.2, "concise": 0.2, "polite": 0.2}
+LENGTH_BIN = 3
 _KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rewriting": 3, "identity": 5, "unknown": 8}
-_LENGTH_STEP = 2
-"""characters per step of the length difference"""
 
 
 def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
@@ -49,7 +48,7 @@ def generate(
     split = "validation" if held_out else "train"
     for reason, share in REASONS.items():
         wanted = round(share * count)
-        waiting: dict[int, list[PreferencePair]] = defaultdict(list)
+        waiting: dict[tuple[int, int], list[PreferencePair]] = defaultdict(list)
         balanced: list[PreferencePair] = []
         while len(balanced) < wanted:
             kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
@@ -62,13 +61,12 @@ def generate(
                 (*prompt, Message("user", last.ask)), chosen, rejected, "playground", reason, f"playground:{split}"
             )
             longer = len(chosen) - len(rejected)
-            step = -(-abs(longer) // _LENGTH_STEP) * (1 if longer > 0 else -1)
-            if step == 0:
+            if longer == 0:
                 balanced.append(pair)
-            elif waiting[-step]:
-                balanced += [waiting[-step].pop(), pair]
+            elif mirrored := waiting[-longer, len(rejected) // LENGTH_BIN]:
+                balanced += [mirrored.pop(), pair]
             else:
-                waiting[step].append(pair)
+                waiting[longer, len(chosen) // LENGTH_BIN].append(pair)
         pairs += balanced[:wanted]
     rng.shuffle(pairs)
     return pairs

@@ -1,0 +1,143 @@
+"""The funnel of a corpus as it is being filled: what came in, what was left after each step, what fell out and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mengya.corpus.records import Conversation, Document, PreferencePair, Record
+
+_SAMPLES = 20  # of dropped records, a reason
+
+Manifest = dict[str, Any]
+
+
+def hash64(salt: str, content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(salt.encode() + b"\0" + content, digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One dropped record; a duplicate names the origin of its kept `twin` and their Jaccard similarity."""
+
+    origin: str
+    source: str
+    reason: str
+    characters: int
+    excerpt: str
+    twin: str | None = None
+    similarity: float | None = None
+
+
+class Funnel:
+    """Counts of one build in its `unit`: "documents", "conversations" or "pairs"."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.steps: list[dict[str, Any]] = []
+        self.drops: list[Drop] = []
+        self.read: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+
+    def step(self, name: str, count: int, characters: int) -> None:
+        self.steps.append({"step": name, self.unit: count, "characters": characters})
+
+    def left(self, name: str, records: Sequence[Record]) -> None:
+        """A step after which `records` are left."""
+        self.step(name, len(records), sum(map(num_characters, records)))
+
+    def manifest(self, train: Sequence[Record], validation: Sequence[Record]) -> Manifest:
+        dropped: dict[str, dict[str, int]] = {}
+        per_source: dict[str, Counter[str]] = {source: Counter() for source in self.read}
+        for drop in self.drops:
+            entry = dropped.setdefault(drop.reason, {self.unit: 0, "characters": 0})
+            entry[self.unit] += 1
+            entry["characters"] += drop.characters
+            per_source[drop.source][drop.reason] += 1
+        parts = {name: self._counts(records) for name, records in (("train", train), ("validation", validation))}
+        total = {key: sum(part[key] for part in parts.values()) for key in (self.unit, "characters")}
+        return {
+            "unit": self.unit,
+            "funnel": self.steps,
+            "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1][self.unit], item[0]))),
+            "kept": {**total, **parts},
+            "by_source": {
+                source: {"read": count, "kept": self.kept[source], "dropped": dict(per_source[source].most_common())}
+                for source, count in sorted(self.read.items())
+            },
+        }
+
+    def _counts(self, records: Sequence[Record]) -> dict[str, int]:
+        return {self.unit: len(records), "characters": sum(map(num_characters, records))}
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """Up to 20 drops a reason, chosen by the hash of their origin: spread over the sources, the same every time."""
+        by_reason: dict[str, list[Drop]] = {}
+        for drop in self.drops:
+            by_reason.setdefault(drop.reason, []).append(drop)
+        for reason in sorted(by_reason):
+            for drop in sorted(by_reason[reason], key=lambda drop: hash64("sample", drop.origin.encode()))[:_SAMPLES]:
+                row = {"reason": reason, "origin": drop.origin, "source": drop.source, "characters": drop.characters}
+                if drop.twin is not None:
+                    row |= {"twin": drop.twin, "similarity": drop.similarity}
+                yield {**row, "excerpt": drop.excerpt}
+
+
+def num_characters(record: Record) -> int:
+    """Characters of text in a record."""
+    if isinstance(record, Document):
+        return len(record.text)
+    if isinstance(record, PreferencePair):
+        return sum(len(message.content) for message in record.prompt) + len(record.chosen) + len(record.rejected)
+    assert isinstance(record, Conversation)
+    return sum(len(message.content) for message in record.messages)
+
+
+def score_dedup(truth: Mapping[str, tuple[str, str | None]], drops: Iterable[Drop]) -> dict[str, float | int | None]:
+    """Recall and precision of duplicate removal against planted truth {origin: (dirt, origin of the original)}.
+
+    A planted copy is found when it and its original ended in one kept document: one was dropped in favour of the
+    other, or both in favour of a third. Copies that a rule dropped, or whose original it dropped, are not asked
+    about. Precision is the strict one: of the documents dropped as near duplicates, the share whose twin belongs to
+    the same planted cluster. None where there was nothing to find.
+    """
+    twins: dict[str, str] = {}
+    near: list[str] = []
+    ruled_out: set[str] = set()
+    for drop in drops:
+        if drop.twin is None:
+            ruled_out.add(drop.origin)
+        else:
+            twins[drop.origin] = drop.twin
+            if drop.reason == "near_duplicate":
+                near.append(drop.origin)
+
+    def kept(origin: str) -> str:
+        while origin in twins:
+            origin = twins[origin]
+        return origin
+
+    planted = {origin: of for origin, (dirt, of) in truth.items() if of and dirt.endswith("_duplicate")}
+
+    def cluster(origin: str) -> str:
+        while origin in planted:
+            origin = planted[origin]
+        return origin
+
+    score: dict[str, float | int | None] = {}
+    for dirt in ("exact_duplicate", "near_duplicate"):
+        asked = [
+            origin
+            for origin, of in planted.items()
+            if truth[origin][0] == dirt and origin not in ruled_out and of not in ruled_out
+        ]
+        num_found = sum(kept(origin) == kept(planted[origin]) for origin in asked)
+        score[f"num_{dirt}s_planted"] = len(asked)
+        score[f"{dirt}_recall"] = num_found / len(asked) if asked else None
+    num_right = sum(cluster(origin) == cluster(twins[origin]) for origin in near)
+    score["num_near_duplicates_dropped"] = len(near)
+    score["near_duplicate_precision"] = num_right / len(near) if near else None
+    return score
