@@ -22,26 +22,27 @@ def measured(value, n=300):
 
 
 def _delta(metric, before, after, better, before_stage):
-    half = abs(after) * 0.04
+    half = 0.03
     return {
         "metric": metric, "before": before, "after": after, "change": after - before, "better": better,
-        "before_stage": before_stage, "low": after - half, "high": after + half,
+        "before_stage": before_stage, "low": after - before - half, "high": after - before + half,
     }  # fmt: skip
 
 
 def _counts(unit, start):
-    steps = [("read", start), ("rules", int(start * 0.93)), ("exact", int(start * 0.86)), ("near", int(start * 0.8))]
+    steps = [("read", start), ("rules", int(start * 0.93)), ("exact_duplicates", int(start * 0.86))]
     return {
+        "unit": unit,
         "funnel": [{"step": name, unit: n, "characters": n * 240} for name, n in steps],
         "dropped": {
-            "spam": {unit: int(start * 0.04), "characters": start * 9},
-            "too_short": {unit: int(start * 0.03), "characters": start},
             "exact_duplicate": {unit: int(start * 0.07), "characters": start * 16},
             "near_duplicate": {unit: int(start * 0.06), "characters": start * 14},
+            "advertisement": {unit: int(start * 0.04), "characters": start * 9},
+            "too_short": {unit: int(start * 0.03), "characters": start},
         },
         "kept": {unit: int(start * 0.8), "characters": start * 192},
         "by_source": {
-            "playground": {"in": {unit: start}, "kept": {unit: int(start * 0.8), "characters": start * 192}},
+            "playground": {"read": start, "kept": int(start * 0.8), "dropped": {"exact_duplicate": int(start * 0.07)}},
         },
     }
 
@@ -73,8 +74,8 @@ METRICS = {
     "reward": {
         "reward.pair_accuracy": measured(0.95, 400),
         "reward.length_only_accuracy": measured(0.52, 400),
-        "reward.pair_accuracy.correct": measured(0.91, 160),
-        "reward.length_only_accuracy.correct": measured(0.5, 160),
+        "reward.pair_accuracy.right": measured(0.91, 160),
+        "reward.length_only_accuracy.right": measured(0.5, 160),
         "reward.pair_accuracy.polite": measured(0.99, 120),
         "reward.length_only_accuracy.polite": measured(0.54, 120),
     },
@@ -97,7 +98,10 @@ METRICS = {
 }
 
 DELTAS = {
-    "sft": [_delta("qa_accuracy", 0.12, 0.88, "higher", "pretrain"), _delta("bits_per_byte", 0.48, 0.62, "lower", "pretrain")],
+    "sft": [
+        _delta("qa_accuracy", 0.12, 0.88, "higher", "pretrain"),
+        _delta("bits_per_byte", 0.48, 0.62, "lower", "pretrain"),
+    ],
     "dpo": [_delta("gold_score", 0.712, 0.761, "higher", "sft"), _delta("qa_accuracy", 0.88, 0.89, "higher", "sft")],
     "ppo": [
         _delta("gold_score", 0.712, 0.804, "higher", "sft"),
@@ -146,7 +150,7 @@ def curves(stage, steps):
                 "length": 18 + rng.gauss(0, 1), "end_rate": 0.93 + 0.06 * part, "repetition": 0.02 - 0.01 * part,
             }  # fmt: skip
             if step % 10 == 0:
-                row["gold"] = 0.71 + 0.1 * part
+                row["guard_score"] = 0.71 + 0.1 * part
         else:
             low = {"pretrain": 1.6, "sft": 0.5, "reward": 0.12, "dpo": 0.3}[stage]
             high = {"pretrain": 7.6, "sft": 3.0, "reward": 0.69, "dpo": 0.69}[stage]
@@ -172,13 +176,13 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
         manifest = {
             "stage": stage, "mengya": "0.1.0", "seed": 1, "settings": {}, "inputs": {}, "outputs": {},
             "resumed": stage == "pretrain", "started": "2026-01-02T10:00:00+0000", "seconds": STAGE_SECONDS[stage],
-            "metrics": METRICS[stage] | {f"{stage}.peak_memory_bytes": 900 * 2**20, f"{stage}.seconds": STAGE_SECONDS[stage]},
+            "metrics": METRICS[stage] | {f"{stage}.peak_memory_bytes": 900 * 2**20},
             "counts": {}, "delta": DELTAS.get(stage, []), "samples": [], "versions": _VERSIONS, "hardware": _HARDWARE,
         }  # fmt: skip
         if stage == "corpus":
             manifest["counts"] = {
                 "documents": _counts("documents", 12000),
-                "conversations": _counts("records", 8000),
+                "conversations": _counts("conversations", 8000),
                 "preferences": {},
                 "rejects": {"invalid_json": 3, "undecodable": 1},
             }
@@ -190,7 +194,7 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
         if stage == "tokenizer":
             manifest["counts"] = {"vocab_size": 3000, "characters": 2_000_000}
         if stage == "shards":
-            manifest["counts"] = {"documents": 9600, "tokens": 1_350_000}
+            manifest["counts"] = {"train": {"documents": 9600, "tokens": 1_350_000, "dtype": "uint16"}}
         if stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
             write_jsonl(directory / stage / "metrics.jsonl", curves(stage, 80 if stage == "ppo" else 400))
             manifest["counts"] = {"parameters": 3_145_728, "tokens": 2_000_000}
@@ -206,8 +210,8 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
 
 def _dropped():
     return [
-        {"reason": "spam", "origin": "playground:17", "excerpt": "加微信领取优惠！点击下方链接，限时特价，全场包邮。<b>快来</b>"},
-        {"reason": "near_duplicate", "origin": "playground:81", "excerpt": "清晨，小河边很安静。", "twin": "playground:12"},
+        {"reason": "advertisement", "origin": "playground:17", "excerpt": "加微信领取优惠！全场包邮。<b>快来</b>"},
+        {"reason": "near_duplicate", "origin": "playground:81", "excerpt": "清晨，河边很静。", "twin": "playground:12"},
         {"reason": "too_short", "origin": "playground:99", "excerpt": "好。"},
     ]  # fmt: skip
 

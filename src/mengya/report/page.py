@@ -8,8 +8,8 @@ from typing import Any
 
 from mengya import __version__
 from mengya.files import write_text
-from mengya.report import sections
-from mengya.report.words import STAGES, short_count, shown
+from mengya.report import comparison, funnel, overview, training
+from mengya.report.words import STAGES, shown
 from mengya.run import Run
 
 _TRAINING_STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
@@ -39,10 +39,10 @@ def render(run: Run) -> str:
 def view(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     recipe = run.recipe()
-    rows = sections.stages(run)
+    rows = overview.stages(run)
     by_name = {row["name"]: row for row in rows}
-    metrics = sections.all_metrics(run, rows)
-    trained = [sections.training(by_name[name], metrics) for name in _TRAINING_STAGES if name in by_name]
+    metrics = overview.all_metrics(run, rows)
+    trained = [training.training(by_name[name], metrics) for name in _TRAINING_STAGES if name in by_name]
     evaluate = by_name.get("evaluate", {"manifest": {}})
     return {
         "recipe": recipe,
@@ -51,31 +51,32 @@ def view(run: Run) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "stages": rows,
         "finished": all(row["state"] == "done" for row in rows),
-        "cards": sections.cards(metrics, rows),
-        "corpus": sections.corpus(by_name["corpus"]) if "corpus" in by_name else None,
-        "corpus_table": sections.metric_table("corpus", metrics),
+        "cards": overview.cards(metrics, rows),
+        "corpus": funnel.corpus(by_name["corpus"]) if "corpus" in by_name else None,
+        "corpus_table": training.metric_table("corpus", metrics),
         "tokenizer": _tokenizer(by_name, metrics),
         "training": [one for one in trained if one],
-        "comparison": sections.comparison(metrics),
-        "answers": sections.answers(evaluate["manifest"].get("samples", [])),
+        "comparison": comparison.comparison(metrics),
+        "answers": comparison.answers(evaluate["manifest"].get("samples", [])),
         "environment": _environment(rows),
         "words": STAGES,
     }
 
 
-def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table of the tokenizer and of the tokens that the corpus became."""
-    found = []
-    for stage in ("tokenizer", "shards"):
-        if stage not in by_name:
-            continue
-        found += sections.metric_table(stage, metrics)
-        for key, value in by_name[stage]["manifest"].get("counts", {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                words = sections.metric_words(key)
-                text = short_count(value) if isinstance(value, int) else shown(key, value)
-                found.append({"zh": words.zh, "en": words.en, "value": text, "interval": "", "n": ""})
-    return found
+def _tokenizer(by_name: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokenizer's measures on held-out text, and what the corpus became: documents, tokens, bytes of each split."""
+    manifests = [by_name[stage]["manifest"] if stage in by_name else {} for stage in ("tokenizer", "shards")]
+    tokenizer, shards = (manifest.get("counts", {}) for manifest in manifests)
+    rows = training.metric_table("tokenizer", metrics)
+    for words, text in training.counts_of(tokenizer):
+        if words.zh not in {row["zh"] for row in rows}:  # some counts are metrics as well
+            rows.append({"zh": words.zh, "en": words.en, "value": text, "interval": "", "n": ""})
+    splits = {
+        name: [shown(key, split[key]) if key in split else "" for key in ("documents", "tokens", "bytes")]
+        for name, split in shards.items()
+        if isinstance(split, dict)
+    }
+    return {"rows": rows, "splits": splits} if rows or splits else None
 
 
 def _environment(rows: list[dict[str, Any]]) -> dict[str, Any]:

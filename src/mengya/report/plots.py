@@ -6,6 +6,7 @@ Every label here is the project's own English text: words of the data (reasons, 
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -21,7 +22,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule"} | {
 }
 _MAX_POINTS = 800
 _TICK_STEPS = [1, 2, 2.5, 5, 10]
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,
@@ -100,7 +101,7 @@ def _inline(figure: Any, name: str, title: str) -> str:
     assert head, "matplotlib wrote no <svg> element"
     box = re.search(r'viewBox="[^"]*"', head[0])
     assert box, "matplotlib wrote no viewBox"
-    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{title}">'
+    opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{html.escape(title)}">'
     return re.sub(r"\s*\n\s*", "\n", opening + svg[head.end() :].strip())
 
 
@@ -130,10 +131,11 @@ def curves(
     *,
     kind: str = "",
     width: float = 5.2,
+    height: float = 2.9,
 ) -> str:
     """SVG of curves over optimizer steps, with levels as dashed lines; "" when there is not one finite point.
 
-    `width` in inches of 72 px; text keeps its size, so a small panel is drawn small, not shrunk.
+    `width` and `height` in inches; text keeps its size, so a small panel is drawn small, not shrunk.
     """
     import matplotlib as mpl
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -147,7 +149,7 @@ def curves(
     if not drawn:
         return ""
     with mpl.rc_context(_STYLE):
-        figure, axes = _new_figure(width, 0.56 * width)
+        figure, axes = _new_figure(width, height)
         for (one, x, y), colour in zip(drawn, _SERIES, strict=False):
             marker = "o" if len(x) <= 25 else None
             if one.smooth and len(x) >= 40:

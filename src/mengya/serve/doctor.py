@@ -56,16 +56,16 @@ def _packages() -> list[Finding]:
         assert name, requirement
         groups.setdefault(extra[1] if extra else "", []).append(name[0])
     found = []
-    for extra, names in groups.items():
+    for group, names in groups.items():
         missing = [name for name in names if not _is_installed(name)]
-        if not extra:
+        if not group:
             text = f"{len(names) - len(missing)} of {len(names)} present"
             mend = f"pip install {' '.join(missing)}" if missing else ""
             found.append(Finding("packages", not missing, text, mend))
         else:
             text = f"without {', '.join(missing)}" if missing else "present"
-            mend = f"pip install 'mengya[{extra}]', if wanted" if missing else ""
-            found.append(Finding(f"[{extra}]", None if missing else True, text, mend))
+            mend = f"pip install 'mengya[{group}]', if wanted" if missing else ""
+            found.append(Finding(f"[{group}]", None if missing else True, text, mend))
     return found
 
 
@@ -89,9 +89,9 @@ def _torch() -> list[Finding]:
     flags = _cpu_flags()
     native = [name for name, flag in (("AVX512-BF16", "avx512_bf16"), ("AMX", "amx_bf16")) if flag in flags]
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
+        device = torch.cuda.get_device_name()
         memory = torch.cuda.get_device_properties(0).total_memory / _GIB
-        found.append(Finding("accelerator", True, f"{torch.cuda.device_count()} × {name}, {memory:.0f} GiB"))
+        found.append(Finding("accelerator", True, f"{torch.cuda.device_count()} × {device}, {memory:.0f} GiB"))
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found.append(Finding("bf16", bf16 or None, "native" if bf16 else "not native: training runs in fp32"))
     else:

@@ -139,9 +139,10 @@ def _print_stage(console: Console, path: Path) -> None:
 def _print_model(console: Console, path: Path) -> None:
     from mengya.model.config import ModelConfig
 
-    config = ModelConfig.from_huggingface(read_json(path / "config.json"), where=path / "config.json")
-    architectures = read_json(path / "config.json").get("architectures") or ["?"]
-    console.print(f"{architectures[0]} · {short_count(config.num_parameters)} parameters\n")
+    raw = _read_object(path / "config.json")
+    config = ModelConfig.from_huggingface(raw, where=path / "config.json")
+    architecture = (raw.get("architectures") or ["?"])[0]
+    console.print(f"{architecture} · {short_count(config.num_parameters)} parameters\n")
     table = _table("config", "")
     for field in config.__dataclass_fields__:
         table.add_row(field, str(getattr(config, field)))
@@ -150,21 +151,30 @@ def _print_model(console: Console, path: Path) -> None:
     weights = sorted(path.glob("*.safetensors"))
     for file in weights:
         dtypes, num_tensors = _tensors(file)
-        console.print(
-            f"{file.name} · {num_tensors} tensors · {'/'.join(dtypes)} · {file.stat().st_size / 2**20:,.1f} MiB"
-        )
+        size = f"{file.stat().st_size / 2**20:,.1f} MiB"
+        console.print(f"{file.name} · {num_tensors} tensors · {'/'.join(dtypes)} · {size}")
     if not weights:
         console.print("no .safetensors file")
     if (path / "tokenizer.json").is_file():
         from mengya.tokenizer.encode import load_tokenizer
 
         tokenizer = load_tokenizer(path)
-        size = tokenizer.vocab_size
-        fits = "" if size <= config.vocab_size else f" – does not fit the embedding of {config.vocab_size:,}"
+        num_tokens = tokenizer.vocab_size
+        fits = "" if num_tokens <= config.vocab_size else f" – does not fit the embedding of {config.vocab_size:,}"
         stops = ", ".join(repr(tokenizer.decode([stop])) for stop in tokenizer.stop_ids)
-        console.print(f"tokenizer · {size:,} tokens{fits} · an answer ends at {stops}")
+        console.print(f"tokenizer · {num_tokens:,} tokens{fits} · an answer ends at {stops}")
     else:
         console.print("no tokenizer.json")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = read_json(file)
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", where=file, mend="restore the file") from None
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", where=file, mend="restore the file")
+    return value
 
 
 def _tensors(file: Path) -> tuple[list[str], int]:
@@ -211,7 +221,7 @@ def _render(row: Any) -> list[tuple[str, str]]:
         (("chosen", "rejected"), lambda: [*turns, ("chosen", str(row["chosen"])), ("rejected", str(row["rejected"]))]),
         (
             ("prefix", "choices"),
-            lambda: [("prefix", str(row["prefix"])), ("choices", " | ".join(map(str, row["choices"])))],
+            lambda: [("prefix", str(row["prefix"])), *(("?", str(choice)) for choice in row["choices"])],
         ),
         (("messages",), lambda: turns),
         (("text",), lambda: [("text", str(row["text"]))]),

@@ -20,7 +20,10 @@ class Found(NamedTuple):
 
 
 def find_model(path: Path | str, stage: str | None = None) -> Found:
-    """The model at PATH; for a run that of `stage`, or of the last chat stage there is. UserError where there is none."""
+    """The model at PATH; for a run that of `stage`, or of the last chat stage there is.
+
+    UserError where there is none, and where a stage is asked of something that is no run.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError("no such directory", where=path, mend="give a run, a stage of it, or a transformers directory")

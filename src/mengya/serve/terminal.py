@@ -5,8 +5,11 @@ Answers go to stdout, everything else to stderr, so `mengya chat RUN -p … > an
 
 from __future__ import annotations
 
+import secrets
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +67,8 @@ def harmless(text: str) -> str:
 class Chat:
     """One conversation with one checkpoint at a time: the model's cache, the messages so far, how to sample.
 
-    A pretrained model knows no turns: it continues the text it is given, and keeps no history.
+    A pretrained model knows no turns: it continues the text it is given, and keeps no history. `note` says why the
+    last answer ended without an end token, and is "" when it did not.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Chat:
         self.system = system
         self.messages: list[Message] = []
         self._num_answers = 0
+        self.note = ""
         self.load(stage)
 
     def load(self, stage: str | None) -> None:
@@ -97,7 +102,7 @@ class Chat:
     def reset(self) -> None:
         self.messages.clear()
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Pieces of the answer as they come; the turn joins the history, also when the answer is stopped half-way.
 
         Raises UserError, and changes nothing, when the text alone fills the context.
@@ -107,6 +112,7 @@ class Chat:
         decoder, said = StreamText(self.tokenizer), ""
         seed, finished = self.seed + self._num_answers, False
         self._num_answers += 1
+        self.note = ""
         tokens = self.session.stream(
             prompt,
             max_new_tokens=self.max_new_tokens,
@@ -129,15 +135,16 @@ class Chat:
             yield rest
             if not finished and self.stage != "pretrain":
                 full = len(prompt) + num_tokens >= self.max_positions
-                say(
-                    f"\n（{'上下文已满 · the context is full' if full else '到达长度上限 · reached the length limit'}）"
-                )
+                self.note = "上下文已满 · the context is full" if full else "到达长度上限 · reached the length limit"
         finally:
             if self.stage != "pretrain":
                 self.messages += [Message("user", text), Message("assistant", said)]
 
     def _prompt(self, text: str) -> list[int]:
-        """Ids for the next answer; oldest exchanges leave `self.messages` until the answer has room, and it is said."""
+        """Ids for the next answer; oldest exchanges leave `self.messages` until the answer has room, and it is said.
+
+        Room is `max_new_tokens`, but at most a quarter of the context: a generous limit must not cost the history.
+        """
         if self.stage == "pretrain":
             ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(text)]
             self._check_length(len(ids))
@@ -147,7 +154,8 @@ class Chat:
         self._check_length(len(self._render([*head, last])))
         kept, num_left = list(self.messages), 0
         ids = self._render([*head, *kept, last])
-        while kept and len(ids) + self.max_new_tokens > self.max_positions:
+        room = min(self.max_new_tokens, self.max_positions // 4)
+        while kept and len(ids) + room > self.max_positions:
             del kept[:2]
             num_left += 1
             ids = self._render([*head, *kept, last])
@@ -179,10 +187,13 @@ def chat(
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     max_new_tokens: int = 256,
-    seed: int = 0,
+    seed: int | None = None,
     system: str | None = None,
 ) -> None:
-    """Talk to the model at PATH: with `prompt` one answer on stdout, else until Ctrl-D or /exit."""
+    """Talk to the model at PATH: with `prompt` one answer on stdout, else until Ctrl-D or /exit.
+
+    Without a seed every call says something else, unless the temperature is 0.
+    """
     if stage is not None and stage not in CHAT_STAGES:
         raise UserError(f"{stage!r} is not a chat stage", where="--stage", mend=f"use one of {', '.join(CHAT_STAGES)}")
     if max_new_tokens < 1:
@@ -190,6 +201,7 @@ def chat(
     find_model(path, stage)  # before torch is loaded, which takes seconds
     from mengya.generate.sampling import Sampling
 
+    seed = secrets.randbits(32) if seed is None else seed
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
     conversation = Chat(path, stage=stage, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, system=system)
     if prompt is not None:
@@ -207,6 +219,8 @@ def chat(
                 _print_answer(conversation, line, label=f"{conversation.stage or '答'} › ")
         except UserError as error:
             say(str(error))
+        except KeyboardInterrupt:
+            say("（已停止 · stopped）")
 
 
 def _introduce(conversation: Chat) -> None:
@@ -233,21 +247,42 @@ def _read_line() -> str | None:
 
 
 def _print_answer(conversation: Chat, text: str, label: str = "") -> None:
-    """The answer on stdout piece by piece; Ctrl-C ends it early when a conversation goes on after it."""
+    """The answer on stdout piece by piece; with a label (a conversation) Ctrl-C ends the answer, not the program."""
     pieces = conversation.answer(text)
-    try:
-        first = next(pieces, "")
+    first = next(pieces, "")  # a prompt that does not fit is refused here, before the label stands on the line
+    with _interrupts(wanted=bool(label)) as was_interrupted:
         sys.stdout.write(label + first)
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        if not label:
-            raise
-        pieces.close()  # type: ignore[attr-defined]
-        say("（已停止 · stopped）")
+            if was_interrupted():
+                conversation.note = "已停止 · stopped"
+                break
+    pieces.close()
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if conversation.note:
+        say(f"（{conversation.note}）")
+
+
+@contextmanager
+def _interrupts(*, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, to be asked between tokens.
+
+    An exception inside the model instead could leave its cache half-written.
+    """
+    pressed = False
+
+    def press(_signal: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press) if wanted else None
+    try:
+        yield lambda: pressed
+    finally:
+        if wanted:
+            signal.signal(signal.SIGINT, before)
 
 
 def _command(conversation: Chat, line: str) -> None:
