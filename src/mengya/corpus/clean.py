@@ -38,8 +38,8 @@ class CleanSettings:
     max_repeated_line_share: float = 0.3
     max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
     max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
-    boilerplate_documents: int = 10  # a line in more documents of a source than this …
-    boilerplate_share: float = 0.0005  # … and than this share of them is boilerplate
+    boilerplate_documents: int = 10  # a notice in more documents of a source than this is boilerplate …
+    boilerplate_share: float = 0.01  # … any other line must stand in more than this share of them too
     near_duplicate_threshold: float = 0.8  # Jaccard of character 5-grams
     validation_fraction: float = 0.01
     num_processes: int = 1
