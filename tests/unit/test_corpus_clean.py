@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mengya.corpus.boilerplate import Boilerplate
@@ -51,6 +51,9 @@ def test_text_is_brought_into_one_form(raw: str, expected: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example("！ ！")
+@example("北京[1] 。")
+@example("&amp;lt;")
 @given(st.text(alphabet=st.sampled_from("中文。，！？…—[1]- ab\n\t\u3000Ａ１&lt;\\n\x00~."), max_size=60))
 def test_normalising_a_normal_text_changes_nothing(text: str) -> None:
     once = normalise(text)

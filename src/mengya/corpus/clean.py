@@ -123,15 +123,21 @@ def normalise(text: str) -> str:
     """
     if _MOJIBAKE.search(text):
         text = ftfy.fix_encoding(text)
-    if "&" in text and "<" not in text:
-        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     text = text.replace("\r\n", "\n").translate(_CHARACTERS)
+    while "&" in text and "<" not in text and _ENTITY.search(text):
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text).translate(_CHARACTERS)
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
+    tidier = _tidied(text)
+    while tidier != text:  # a removed mark may bring a space beside a full stop, and a removed space two full stops
+        text, tidier = tidier, _tidied(tidier)
+    return text
+
+
+def _tidied(text: str) -> str:
+    """One pass over punctuation and white space."""
     if "\\n" in text:
         text = _LITERAL_NEWLINE.sub("\n", text)
-    for pattern, replacement in _REPEATED:
-        text = pattern.sub(replacement, text)
     if "[" in text:
         text = _REFERENCE_MARK.sub("", text)
     if " " in text or "\t" in text:
@@ -140,6 +146,8 @@ def normalise(text: str) -> str:
         text = _WIDE_GAP.sub(" ", text)
         text = _INDENT.sub("", text)
         text = _LINE_END.sub("", text)
+    for pattern, replacement in _REPEATED:
+        text = pattern.sub(replacement, text)
     return BLANK_LINES.sub("\n\n", text).strip()
 
 
