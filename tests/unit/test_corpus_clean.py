@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mengya.corpus.boilerplate import Boilerplate
@@ -51,6 +51,9 @@ def test_text_is_brought_into_one_form(raw: str, expected: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example("！ ！")
+@example("北京[1] 。")
+@example("&amp;lt;")
 @given(st.text(alphabet=st.sampled_from("中文。，！？…—[1]- ab\n\t\u3000Ａ１&lt;\\n\x00~."), max_size=60))
 def test_normalising_a_normal_text_changes_nothing(text: str) -> None:
     once = normalise(text)
@@ -101,14 +104,17 @@ def test_thresholds_are_obeyed() -> None:
 
 def test_lines_that_recur_over_a_source_are_removed_and_only_there() -> None:
     notice = "版权声明：本文由用户上传，转载请注明出处。"
-    entry = "传染性：无传染性疾病的常见说明"
+    menu = "今天 天气 财经 体育 娱乐"
+    greeting = "祝你身体健康，万事如意！"
+    entry = "# 常见说明\n传染性：无传染性疾病"
     rng = random.Random(0)
     own = ["".join(rng.choices("春夏秋冬风花雪月山水", k=12)) for _ in range(50)]
-    texts = [f"{line}\n{entry}\n{notice}\n}};" for line in own]
-    boilerplate = Boilerplate(min_documents=10, min_share=0.1)
+    texts = [f"{line}\n{entry}\n{notice}\n{menu}\n}};" for line in own]
+    texts = [f"{text}\n{greeting}" if number < 15 else text for number, text in enumerate(texts)]
+    boilerplate = Boilerplate(min_documents=10, min_share=0.5)
     for text in texts:
         boilerplate.count("a", text)
     for text in texts[:10]:
         boilerplate.count("b", text)
-    assert boilerplate.strip("a", texts[0]) == (f"{own[0]}\n{entry}\n}};", [notice])
+    assert boilerplate.strip("a", texts[0]) == (f"{own[0]}\n{entry}\n}};\n{greeting}", [notice, menu])
     assert boilerplate.strip("b", texts[0]) == (texts[0], [])  # 10 documents, not more than 10

@@ -10,10 +10,14 @@ from mengya.corpus.clean import BLANK_LINES, HAN
 
 _HAN = re.compile(f"[{HAN}]")
 _MIN_BOILERPLATE = 6
-# "传染性：无传染性" recurs in half of the entries of a reference work and is content there; a notice is not.
-_ENTRY = re.compile(r"^\W{0,3}\w{1,8}[：:]")
+# "传染性：无传染性" and "# 总结" recur in half of the entries of a reference work and are content there.
+_CONTENT = re.compile(r"^(?:#|\W{0,3}\w{1,8}[：:])")
 _COPYRIGHT = re.compile("copyright|rights reserved|©", re.IGNORECASE)
-_NOTICE = re.compile("声明|版权|转载|编辑|来源|扫码|公众号|点击|关注|热线|客服|网站|http|www")
+_NOTICE = re.compile(
+    "声明|版权|转载|编辑|来源|投稿|出自|不代表|扫码|公众号|点击|关注|点赞|收藏|分享|评论|热线|客服|联系我们|网站|首页|"
+    "上一篇|下一篇|返回|登录|注册|打印本页|阅读全文|查看更多|http|www|©|copyright",
+    re.IGNORECASE,
+)
 
 
 def _line_key(line: str) -> int:
@@ -23,14 +27,16 @@ def _line_key(line: str) -> int:
 def _may_be_boilerplate(line: str) -> bool:
     if len(line) < _MIN_BOILERPLATE or not (_HAN.search(line) or _COPYRIGHT.search(line)):
         return False
-    return not _ENTRY.match(line) or _NOTICE.search(line) is not None
+    return not _CONTENT.match(line) or _NOTICE.search(line) is not None
 
 
 class Boilerplate:
     """Lines that recur over a source: `count` every document first, then `strip` each.
 
-    A line counts once a document, by its hash (8 bytes a distinct line). Lines without Han characters (code),
-    shorter than 6 characters, or of an entry's form "name：value" are left alone.
+    A line that reads like a notice (版权, 转载, 上一篇 …) is boilerplate in more than `min_documents` documents
+    of a source; any other, which may be a phrase that people repeat, must stand in more than `min_share` of them too.
+    Lines without Han characters (code), shorter than 6 characters, headings, and entries "name：value" are left alone.
+    A line counts once a document, by its hash (8 bytes a distinct line).
     """
 
     def __init__(self, min_documents: int, min_share: float) -> None:
@@ -45,7 +51,9 @@ class Boilerplate:
 
     def _recurs(self, source: str, line: str) -> bool:
         count = self._lines[source][_line_key(line)]
-        return count > self.min_documents and count > self.min_share * self._documents[source]
+        if count <= self.min_documents:
+            return False
+        return _NOTICE.search(line) is not None or count > self.min_share * self._documents[source]
 
     def strip(self, source: str, text: str) -> tuple[str, list[str]]:
         """(the text without its boilerplate lines, those lines)."""

@@ -38,8 +38,8 @@ class CleanSettings:
     max_repeated_line_share: float = 0.3
     max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
     max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
-    boilerplate_documents: int = 10  # a line in more documents of a source than this …
-    boilerplate_share: float = 0.0005  # … and than this share of them is boilerplate
+    boilerplate_documents: int = 10  # a notice in more documents of a source than this is boilerplate …
+    boilerplate_share: float = 0.01  # … any other line must stand in more than this share of them too
     near_duplicate_threshold: float = 0.8  # Jaccard of character 5-grams
     validation_fraction: float = 0.01
     num_processes: int = 1
@@ -123,15 +123,21 @@ def normalise(text: str) -> str:
     """
     if _MOJIBAKE.search(text):
         text = ftfy.fix_encoding(text)
-    if "&" in text and "<" not in text:
-        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
     text = text.replace("\r\n", "\n").translate(_CHARACTERS)
+    while "&" in text and "<" not in text and _ENTITY.search(text):
+        text = _ENTITY.sub(lambda entity: html.unescape(entity[0]), text).translate(_CHARACTERS)
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
+    tidier = _tidied(text)
+    while tidier != text:  # a removed mark may bring a space beside a full stop, and a removed space two full stops
+        text, tidier = tidier, _tidied(tidier)
+    return text
+
+
+def _tidied(text: str) -> str:
+    """One pass over punctuation and white space."""
     if "\\n" in text:
         text = _LITERAL_NEWLINE.sub("\n", text)
-    for pattern, replacement in _REPEATED:
-        text = pattern.sub(replacement, text)
     if "[" in text:
         text = _REFERENCE_MARK.sub("", text)
     if " " in text or "\t" in text:
@@ -140,6 +146,8 @@ def normalise(text: str) -> str:
         text = _WIDE_GAP.sub(" ", text)
         text = _INDENT.sub("", text)
         text = _LINE_END.sub("", text)
+    for pattern, replacement in _REPEATED:
+        text = pattern.sub(replacement, text)
     return BLANK_LINES.sub("\n\n", text).strip()
 
 

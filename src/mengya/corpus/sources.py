@@ -142,16 +142,27 @@ def _as_row(value: Any) -> Row | None:
 
 def _parse(text: str, line: int, stream: TextStream, rejects: Rejects) -> Row | None:
     """The row of one JSON text, or None after counting why there is none."""
-    rejects.num_rows += 1
     try:
-        row = _as_row(json.loads(text))
+        value = json.loads(text)
     except (ValueError, RecursionError):
+        rejects.num_rows += 1
         rejects.add("invalid_json", stream.file, line, text)
         return None
-    if row is None:
-        rejects.add("not_an_object", stream.file, line, text)
+    return _accept(value, text, line, stream, rejects)
+
+
+def _accept(value: Any, text: str, line: int, stream: TextStream, rejects: Rejects) -> Row | None:
+    """The row that the JSON value of `text` is, or None after counting why it is none."""
+    rejects.num_rows += 1
+    row, reason = _as_row(value), None
+    if LONE_SURROGATE.search(text) or ("\ufffd" in text and stream.encoding.startswith("utf-16")):
+        reason = "undecodable"
+    elif row is None:
+        reason = "not_an_object"
     elif _SURROGATE_ESCAPE.search(text) and LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-        rejects.add("lone_surrogate", stream.file, line, text)  # it could never be written as UTF-8 again
+        reason = "lone_surrogate"  # it could never be written as UTF-8 again
+    if reason:
+        rejects.add(reason, stream.file, line, text)
         return None
     return row
 
@@ -207,9 +218,8 @@ def _json_array_rows(stream: TextStream, rejects: Rejects) -> Iterator[tuple[int
 
     def more() -> None:
         nonlocal buffer, position, ended, broken
-        wanted = max(
-            SNIFF_BYTES, len(buffer) - position
-        )  # doubling keeps a long element from being tried over and over
+        # Doubling keeps a long element from being parsed over and over.
+        wanted = max(SNIFF_BYTES, len(buffer) - position)
         parts, size = [buffer[position:]], 0
         position = 0
         while size < wanted and not ended:
@@ -256,15 +266,8 @@ def _json_array_rows(stream: TextStream, rejects: Rejects) -> Iterator[tuple[int
             rejects.add("invalid_json", stream.file, line, buffer[position:end])
         else:
             text = buffer[position:end]
-            rejects.num_rows += 1
-            row = _as_row(value)
-            if LONE_SURROGATE.search(text) or ("\ufffd" in text and stream.encoding.startswith("utf-16")):
-                rejects.add("undecodable", stream.file, line, text)
-            elif row is None:
-                rejects.add("not_an_object", stream.file, line, text)
-            elif _SURROGATE_ESCAPE.search(text) and LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-                rejects.add("lone_surrogate", stream.file, line, text)
-            else:
+            row = _accept(value, text, line, stream, rejects)
+            if row is not None:
                 yield line, row
         line += buffer.count("\n", position, end)
         position = end
