@@ -71,51 +71,44 @@ class Source(Settings):
 SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]]
 
 
-class CleanSettings(Settings):
-    """Thresholds of the filters, each named in the funnel by its reason (see `corpus.clean`)."""
-
-    min_han: int = 10
-    """A document with fewer Han characters is dropped."""
-    max_characters: Positive = 500_000
-    """A longer document is dropped: it is a dump, not a text."""
-    min_han_share: Fraction = 0.3
-    """Han characters among non-space characters."""
-    max_symbol_share: Fraction = 0.2
-    """Characters that are neither letters, digits, Han nor common punctuation."""
-    max_digit_share: Fraction = 0.3
-    """Digits among non-space characters."""
-    max_url_share: Fraction = 0.2
-    """Characters inside URLs."""
-    max_repeated_line_share: Fraction = 0.3
-    """Lines that occurred before in the same document, by characters."""
-    max_repeated_ngram_share: Fraction = 0.6
-    """Characters covered by repeated 10-grams."""
-    max_advertising_terms: int = 3
-    """Distinct advertising phrases from which a document is one; in short texts fewer do, long ones need a density."""
-    boilerplate_documents: Positive = 10
-    """A line found in more documents of a source than this, and in a larger share than the next key, is removed."""
-    boilerplate_share: Fraction = 0.0005
-    """See `boilerplate_documents`."""
-
-
-class DedupSettings(Settings):
-    threshold: Fraction = 0.8
-    """Jaccard similarity of character 5-grams from which two documents are one (MinHash-LSH, verified exactly)."""
-
-
 class CorpusSettings(Settings):
+    """Sources, and the thresholds of cleaning. Shares are of the characters that are not white space, unless said."""
+
     documents: SourceList = []
     """Pretraining text."""
     conversations: SourceList = []
     """Instruction data."""
     preferences: SourceList = []
     """Preference pairs, for the reward model, DPO and (their prompts) PPO."""
-    clean: CleanSettings = CleanSettings()
-    dedup: DedupSettings = DedupSettings()
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.02
+    min_han: int = 10
+    """A document with fewer Han characters is dropped."""
+    max_characters: Positive = 500_000
+    """A longer document is dropped: it is a dump, not a text."""
+    min_han_share: Fraction = 0.3
+    max_symbol_share: Fraction = 0.3
+    """Characters that are neither letters, digits, Han nor common punctuation."""
+    max_url_share: Fraction = 0.3
+    max_digit_share: Fraction = 0.3
+    max_mojibake_share: Fraction = 0.03
+    """Characters that only a wrong decoding gives."""
+    max_repeated_line_share: Fraction = 0.3
+    """Lines that stood before in the same document, by characters."""
+    max_repeated_ngram_share: Fraction = 0.6
+    """Of the 10-character n-grams."""
+    max_advertising_terms: int = 3
+    """Distinct terms from which a text is an advertisement; in short ones fewer do, long ones need a density too."""
+    boilerplate_documents: Positive = 10
+    """A notice in more documents of a source than this is boilerplate and removed …"""
+    boilerplate_share: Fraction = 0.01
+    """… any other line must also stand in more than this share of them."""
+    near_duplicate_threshold: Fraction = 0.8
+    """Jaccard similarity of character 5-grams from which two documents are one (MinHash-LSH, verified exactly)."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.02
     """Share of records held out, chosen by content hash so that it is stable when data is added."""
     max_reject_share: Fraction = 0.05
     """Share of unreadable rows above which the stage stops."""
+    num_processes: Positive = 2
+    """Processes that clean; the result does not depend on it."""
 
 
 class TokenizerSettings(Settings):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mengya.corpus.build import Drop, build_conversations, build_corpus, build_preferences, score_dedup
-from mengya.corpus.clean import CleanSettings
 from mengya.corpus.records import (
     Conversation,
     Document,
@@ -21,8 +20,9 @@ from mengya.corpus.records import (
 )
 from mengya.errors import UserError
 from mengya.files import read_jsonl
+from mengya.settings import CorpusSettings
 
-SETTINGS = CleanSettings(validation_fraction=0.1)
+SETTINGS = CorpusSettings(validation_fraction=0.1)
 HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
 NOTICE = "版权声明：转载请注明出处，谢谢合作。"
 ADVERTISEMENT = "限时优惠，全国包邮，加微信下单，名额有限，先到先得。"

@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mengya.corpus.boilerplate import Boilerplate
-from mengya.corpus.clean import CleanSettings, first_reason, normalise, without_repeated_paragraphs
+from mengya.corpus.clean import first_reason, normalise, without_repeated_paragraphs
+from mengya.settings import CorpusSettings
 
-SETTINGS = CleanSettings()
+SETTINGS = CorpusSettings()
 GOOD = (
     "清晨的集市很热闹，卖菜的阿姨把带着露水的青菜一把一把摆好，孩子们围着糖画摊子不肯走。",
     "水在一个标准大气压下于100摄氏度沸腾。海拔每升高300米，沸点大约降低1摄氏度，所以高山上煮饭要用高压锅。",
@@ -95,11 +96,11 @@ def test_junk_is_dropped_for_its_reason(reason: str, text: str) -> None:
 
 def test_thresholds_are_obeyed() -> None:
     text = GOOD[0]
-    assert first_reason(text, CleanSettings(min_han=1000)) == "too_short"
-    assert first_reason(text, CleanSettings(max_characters=10)) == "too_long"
+    assert first_reason(text, CorpusSettings(min_han=1000)) == "too_short"
+    assert first_reason(text, CorpusSettings(max_characters=10)) == "too_long"
     advertisement = "全国包邮，加微信下单，把家里用旧的东西换成新的，一年四季都合适。"
-    assert first_reason(advertisement, CleanSettings(max_advertising_terms=3)) == "advertisement"
-    assert first_reason(advertisement, CleanSettings(max_advertising_terms=9)) is None
+    assert first_reason(advertisement, CorpusSettings(max_advertising_terms=3)) == "advertisement"
+    assert first_reason(advertisement, CorpusSettings(max_advertising_terms=9)) is None
 
 
 def test_lines_that_recur_over_a_source_are_removed_and_only_there() -> None:

@@ -11,7 +11,6 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import ftfy
@@ -24,29 +23,8 @@ _CHINESE_PUNCTUATION = "，。、；：？！“”‘’（）《》〈〉【�
 _HAN = re.compile(f"[{HAN}]")
 
 
-@dataclass(frozen=True, slots=True)
-class CleanSettings:
-    """Thresholds of cleaning and deduplication. Shares are of the characters that are not white space, unless said."""
-
-    min_han: int = 10
-    max_characters: int = 500_000
-    min_han_share: float = 0.3
-    max_symbol_share: float = 0.3
-    max_url_share: float = 0.3
-    max_digit_share: float = 0.3
-    max_mojibake_share: float = 0.03
-    max_repeated_line_share: float = 0.3
-    max_repeated_ngram_share: float = 0.6  # of the 10-character n-grams
-    max_advertising_terms: int = 3  # distinct terms; in short texts fewer suffice, in long ones a density is needed too
-    boilerplate_documents: int = 10  # a notice in more documents of a source than this is boilerplate …
-    boilerplate_share: float = 0.01  # … any other line must stand in more than this share of them too
-    near_duplicate_threshold: float = 0.8  # Jaccard of character 5-grams
-    validation_fraction: float = 0.01
-    num_processes: int = 1
-
-
 class Thresholds(Protocol):
-    """What the rules ask of any settings object: CleanSettings, or the recipe's own model."""
+    """What the rules ask of their settings; the recipe's `corpus` section has it all."""
 
     @property
     def min_han(self) -> int: ...

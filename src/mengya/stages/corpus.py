@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +11,6 @@ from typing import Any
 
 from mengya.corpus import playground
 from mengya.corpus.build import build_conversations, build_corpus, build_preferences, score_dedup
-from mengya.corpus.clean import CleanSettings
 from mengya.corpus.gather import Kind, read_source
 from mengya.corpus.playground import Playground
 from mengya.corpus.records import Record, to_row
@@ -51,12 +49,6 @@ def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.corpus
     world = world_of_recipe(recipe)
     rejects, repairs = Rejects(), Counter[str]()
-    build = CleanSettings(
-        **settings.clean.model_dump(),
-        near_duplicate_threshold=settings.dedup.threshold,
-        validation_fraction=settings.validation_fraction,
-        num_processes=os.cpu_count() or 1,
-    )
     counts: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
@@ -65,7 +57,7 @@ def execute(context: Context) -> Outcome:
         settings.documents, "document", [plant.document for plant in planted], recipe, rejects, repairs
     )
     with atomic_directory(context.directory / "documents") as directory:
-        counts["documents"], drops = build_corpus(documents, build, recipe.seed, directory)
+        counts["documents"], drops = build_corpus(documents, settings, recipe.seed, directory)
     if planted:
         truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
         metrics |= _dirt_metrics(score_dedup(truth, drops))
@@ -83,7 +75,7 @@ def execute(context: Context) -> Outcome:
         with atomic_directory(context.directory / name) as directory:
             if sources:
                 records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
-                counts[name], _ = builder(records, build, recipe.seed, directory)
+                counts[name], _ = builder(records, settings, recipe.seed, directory)
             else:
                 write_jsonl(directory / "train.jsonl", [])
                 write_jsonl(directory / "validation.jsonl", [])
