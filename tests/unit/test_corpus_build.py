@@ -179,6 +179,17 @@ def test_conversations_are_unique_by_prompt_and_split_by_opening(tmp_path: Path)
     assert manifest["kept"]["conversations"] == 202
 
 
+def test_copies_multiply_training_records_of_their_source_and_no_counts(tmp_path: Path) -> None:
+    talks = [talk(f"问题{number}?", "答", f"f:{number}") for number in range(100)]
+    plain, _ = build_conversations(talks, SETTINGS, 0, tmp_path / "plain")
+    manifest, _ = build_conversations(talks, SETTINGS, 0, tmp_path / "copied", {talks[0].source: 3, "other": 2})
+    rows = {name: list(read_jsonl(tmp_path / name / "train.jsonl")) for name in ("plain", "copied")}
+    assert rows["copied"] == [row for row in rows["plain"] for _ in range(3)]
+    held_out = [list(read_jsonl(tmp_path / name / "validation.jsonl")) for name in ("plain", "copied")]
+    assert held_out[0] == held_out[1]
+    assert manifest["kept"] == plain["kept"]
+
+
 def test_preference_pairs_of_one_prompt_are_kept_unless_equal(tmp_path: Path) -> None:
     def pair(number: int, chosen: str, rejected: str, origin: str) -> PreferencePair:
         return PreferencePair((Message("user", f"问{number}"),), chosen, rejected, "s", "right", origin)
