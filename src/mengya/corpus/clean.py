@@ -167,6 +167,7 @@ _SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
 _GBK_MOJIBAKE = re.compile("锟斤拷|[锛銆鈥鐨鏄鍦浜嗕鍙鎴杩瑙缁闂\ufffd]|涓€|烫烫烫+|屯屯屯+")
 _NGRAM = 10
 _ADVERTISING_DENSITY = 100  # at least one term in so many characters
+_STUFFED = 8  # mentions of one term: written for search engines
 _SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
 
 
@@ -234,13 +235,18 @@ def repeated_ngrams(text: str, settings: Thresholds) -> str | None:
 
 
 def advertisement(text: str, settings: Thresholds) -> str | None:
-    """Enough distinct advertising terms, standing densely: long news may name three of them and sell nothing."""
+    """Enough distinct advertising terms, or one over and over, standing densely.
+
+    Long news may name three of them and sell nothing.
+    """
     terms = advertising_terms(text)
     if not sells(terms) or len(terms) * _ADVERTISING_DENSITY < len(text):
         return None
     needed = settings.max_advertising_terms
     if is_report(text):
         needed *= 2
+    elif max(map(terms.count, set(terms))) >= _STUFFED:
+        return "advertisement"
     elif len(text) <= _SHORT_ADVERTISEMENT:
         needed -= 1
     return "advertisement" if len(set(terms)) >= needed else None
