@@ -193,7 +193,9 @@ def many_symbols(text: str, settings: Thresholds) -> str | None:
 
 
 def many_urls(text: str, settings: Thresholds) -> str | None:
-    characters = sum(map(len, _URL.findall(text)))
+    """More than one, for a short report may end with the long address that it came from."""
+    urls = _URL.findall(text)
+    characters = sum(map(len, urls)) if len(urls) > 1 else 0
     return "many_urls" if characters > settings.max_url_share * _visible_length(text) else None
 
 
