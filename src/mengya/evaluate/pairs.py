@@ -55,6 +55,11 @@ def pair_accuracy(
     return proportion(sum(total), len(total)), {name: proportion(sum(h), len(h)) for name, h in sorted(hits.items())}
 
 
+def that_fit(pairs: Sequence[PreferencePair], tokenizer: ChatTokenizer, max_tokens: int) -> list[PreferencePair]:
+    """The pairs that a model of this length is trained on and asked about."""
+    return [pair for pair in pairs if render_pairs([pair], tokenizer, max_tokens=max_tokens)[0]]
+
+
 def length_only_accuracy(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> Estimate:
     """What "the longer is better", or "the shorter", gets on held-out pairs, whichever of them did better in training.
 
