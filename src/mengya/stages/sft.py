@@ -76,5 +76,9 @@ def execute(context: Context) -> Outcome:
     outcome = outcome_of(context, measured, "pretrain", before)
     outcome.metrics |= {f"sft.{name}": value for name, value in look().items()}
     outcome.metrics["sft.tokens_per_second"] = tokens_per_second(totals)
-    outcome.counts = {**training_counts(totals), **counts, "padding_share": round(loader.plan(0).padding_share, 5)}
+    outcome.counts = {
+        **training_counts(totals),
+        **{"example_tokens" if name == "tokens" else name: count for name, count in counts.items()},
+        "padding_share": round(loader.plan(0).padding_share, 5),
+    }
     return outcome
