@@ -141,7 +141,7 @@ class Run:
             return "interrupted" if started.exists() else "not yet run"
         wanted = self.wanted(recipe, stage)
         for key, old, new in _differences(manifest["settings"], wanted["settings"]):
-            return f"{key} changed from {old} to {new}"
+            return f"{key} changed from {_short(old)} to {_short(new)}"
         for name in {**manifest["inputs"], **wanted["inputs"]}:
             if manifest["inputs"].get(name) != wanted["inputs"].get(name):
                 return f"its input {name} changed"
@@ -243,8 +243,16 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(before, after, f"{prefix}.{index}")
     elif old != new:
         yield prefix, old, new
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def peak_memory_bytes() -> int:

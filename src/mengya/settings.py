@@ -60,6 +60,8 @@ class Source(Settings):
     """Name in reports; the file's stem when absent."""
     limit: Positive | None = None
     """Read at most this many rows, from the start."""
+    copies: Positive = 1
+    """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
 
     @property
     def label(self) -> str:

@@ -20,6 +20,7 @@ GOOD = (
     "上面的函数把列表里的数一个一个加起来，再把总和还给调用它的人。",
     "警方通报：嫌疑人以刷单返利为名，让受害人扫描二维码、点击链接，又说稳赚不赔，诈骗数十万元，现已被公安机关抓获。",
     "请跟我算：13减5等于8。7加9等于16。20减12等于8。3乘6等于18。15减6等于9。10加10等于20。",
+    "执法人员查处了七个卖六合彩码报的摊点，点击链接看现场。" + "摊主说，六合彩害人，再不碰六合彩了。" * 4,
     "妈妈让我给外婆打电话，问她周末要不要一起包饺子。外婆说好，还说要带自己种的韭菜来。",
 )
 
@@ -38,7 +39,13 @@ GOOD = (
         ("北京[1-2]是首都。[3][12]", "北京是首都。"),
         ("array[1] 与 a[i]", "array[1] 与 a[i]"),
         ("第一段。\\n第二段", "第一段。\n第二段"),
+        ("记者走访\\n▼\\n「单车」出现\\n- 完 -", "记者走访\n▼\n「单车」出现\n- 完 -"),
         ('print("你好\\n")', 'print("你好\\n")'),
+        ("C:\\new 文件夹、[^\\n] 与 a\\nb", "C:\\new 文件夹、[^\\n] 与 a\\nb"),
+        ("他说:“好,走吧!”于是走了;真的?\n是,", "他说：“好，走吧！”于是走了；真的？\n是，"),
+        ("for 数 in 数列:\n    f(甲, 乙), 1:2", "for 数 in 数列:\n    f(甲, 乙), 1:2"),
+        ("监制：刘宝 ? ? ? 责任编辑：牛旭 ? 王蓉", "监制：刘宝 责任编辑：牛旭 王蓉"),
+        ("好吗? 好。大小 = 真 ? 大 : 小", "好吗? 好。大小 = 真 ? 大 : 小"),
         ("买&nbsp;卖&amp;租", "买 卖&租"),
         ("写作 <b>&lt;b&gt;</b>", "写作 <b>&lt;b&gt;</b>"),
         ("if x:\n    y = 1  \n\treturn", "if x:\n    y = 1\n\treturn"),
@@ -55,7 +62,7 @@ def test_text_is_brought_into_one_form(raw: str, expected: str) -> None:
 @example("！ ！")
 @example("北京[1] 。")
 @example("&amp;lt;")
-@given(st.text(alphabet=st.sampled_from("中文。，！？…—[1]- ab\n\t\u3000Ａ１&lt;\\n\x00~."), max_size=60))
+@given(st.text(alphabet=st.sampled_from("中文。，！？,?:…—[1]- ab\n\t\u3000Ａ１&lt;\\n\x00~."), max_size=60))
 def test_normalising_a_normal_text_changes_nothing(text: str) -> None:
     once = normalise(text)
     assert normalise(once) == once
@@ -88,6 +95,7 @@ def test_good_text_is_kept(text: str) -> None:
         ("repeated_ngrams", GOOD[0] * 6),
         ("advertisement", "本店新到羽绒服，限时优惠，原价599，现价仅售199，全国包邮，喜欢的朋友加微信下单。"),
         ("advertisement", "想学好英语吗？名师小班，免费试听，名额有限，点击链接报名，或拨打咨询热线。" + GOOD[0]),
+        ("advertisement", "".join(f"{place}哪里能办小额贷款？欢迎来电。" for place in "东西南北上下左右城乡")),
     ],
 )
 def test_junk_is_dropped_for_its_reason(reason: str, text: str) -> None:
@@ -119,3 +127,12 @@ def test_lines_that_recur_over_a_source_are_removed_and_only_there() -> None:
         boilerplate.count("b", text)
     assert boilerplate.strip("a", texts[0]) == (f"{own[0]}\n{entry}\n}};\n{greeting}", [notice, menu])
     assert boilerplate.strip("b", texts[0]) == (texts[0], [])  # 10 documents, not more than 10
+
+
+def test_a_notice_after_the_last_sentence_is_boilerplate_and_a_signature_is_not() -> None:
+    boilerplate = Boilerplate(min_documents=10, min_share=0.5)
+    for number in range(20):
+        boilerplate.count("a", f"第{number}件事讲完了。返回首页，查看更多 责任编辑：")
+    text = "事情说完了。返回首页，查看更多 责任编辑："
+    assert boilerplate.strip("a", text) == ("事情说完了。", ["返回首页，查看更多 责任编辑："])
+    assert boilerplate.strip("a", "事情说完了。责任编辑：王小明") == ("事情说完了。责任编辑：王小明", [])

@@ -300,9 +300,16 @@ def test_identity_placeholders_are_filled_or_refused() -> None:
     identity = {"name": "萌芽", "author": "小林", "date": "今年"}
     (record,) = convert("alpaca", row, identity=identity)
     assert isinstance(record, Conversation)
-    assert record.messages[-1].content == "我是 萌芽，由 小林 于 今年 开发。"
+    assert record.messages[-1].content == "我是萌芽，由小林于今年开发。"
     with pytest.raises(FormatError, match="without an identity"):
         convert("alpaca", row)
+
+
+def test_spaces_stay_where_a_filled_name_meets_other_scripts() -> None:
+    row = {"instruction": "who", "output": "I am <NAME>, made by {{author}} of X.\n{{name}} 是我。"}
+    (record,) = convert("alpaca", row, identity={"name": "萌芽", "author": "Lin"})
+    assert isinstance(record, Conversation)
+    assert record.messages[-1].content == "I am 萌芽, made by Lin of X.\n萌芽是我。"
 
 
 def test_an_unknown_format_and_an_unknown_layout() -> None:

@@ -23,10 +23,13 @@ _TERMS: dict[str, str] = {
         价格优惠 竭诚为您""",
     "money": """
         日赚 月入过万 轻松赚钱 兼职赚钱 在家赚钱 躺赚 稳赚 高额返利 返利 返现 刷单 内部渠道 内幕消息 荐股 牛股 代开发票
-        代办 办证 无抵押 秒批 当天放款 快速放款 低息贷款 贷款热线""",
+        代办 办证 无抵押 秒批 当天放款 快速放款 低息贷款 贷款热线 小额贷款 民间贷款 急用钱 不成功不收费 高价回收 诚招加盟""",
     "gambling": """
         博彩 彩金 首存 注册送 投注 时时彩 六合彩 百家乐 真人娱乐 娱乐城 棋牌平台 赌场官网 澳门新葡京 葡京娱乐 体育投注
         网上赌博""",
+    "gambling sites": """
+        在线博彩 博彩网 博彩平台 娱乐平台 娱乐注册 娱乐官网 娱乐官方 赛车娱乐 北京赛车 幸运飞艇 彩票平台 彩票代理 开奖记录 开奖直播
+        平台注册""",
     "vice": "裸聊 约炮 一夜情 成人视频 成人电影 激情视频 同城交友",
     "quackery": "壮阳 丰胸 祛斑 减肥茶 无效退款 根治 祖传秘方 包治 药到病除",
 }
@@ -35,8 +38,8 @@ ADVERTISING_TERMS: tuple[str, ...] = tuple(term for terms in _TERMS.values() for
 _PATTERN = re.compile("|".join(map(re.escape, sorted(ADVERTISING_TERMS, key=lambda term: (-len(term), term)))))
 
 
-_OFFERS = {term for kind in ("contact", "selling") for term in _TERMS[kind].split()}
-_REPORT = re.compile("警方|民警|公安|法院|检察|诈骗|骗子|嫌疑人|被告")
+_OFFERS = {term for kind in ("contact", "selling", "gambling sites") for term in _TERMS[kind].split()}
+_REPORT = re.compile("警方|民警|公安|法院|检察|执法|查处|诈骗|骗子|嫌疑人|被告")
 
 
 def advertising_terms(text: str) -> list[str]:

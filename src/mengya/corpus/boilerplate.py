@@ -20,6 +20,15 @@ _NOTICE = re.compile(
 )
 
 
+_SENTENCE_END = "。！？!?…；”」』"
+
+
+def _tail(text: str) -> str:
+    """What follows the last sentence end of the last line, where pages that are one long line keep their notice."""
+    line = text[text.rfind("\n") + 1 :]
+    return line[max(map(line.rfind, _SENTENCE_END)) + 1 :].strip()
+
+
 def _line_key(line: str) -> int:
     return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little")
 
@@ -36,7 +45,8 @@ class Boilerplate:
     A line that reads like a notice (版权, 转载, 上一篇 …) is boilerplate in more than `min_documents` documents
     of a source; any other, which may be a phrase that people repeat, must stand in more than `min_share` of them too.
     Lines without Han characters (code), shorter than 6 characters, headings, and entries "name：value" are left alone.
-    A line counts once a document, by its hash (8 bytes a distinct line).
+    A line counts once a document, by its hash (8 bytes a distinct line). What follows a document's last sentence end
+    counts as a line too.
     """
 
     def __init__(self, min_documents: int, min_share: float) -> None:
@@ -46,7 +56,7 @@ class Boilerplate:
 
     def count(self, source: str, text: str) -> None:
         self._documents[source] += 1
-        lines = {line.strip() for line in text.split("\n")}
+        lines = {line.strip() for line in text.split("\n")} | {_tail(text)}
         self._lines[source].update(_line_key(line) for line in lines if _may_be_boilerplate(line))
 
     def _recurs(self, source: str, line: str) -> bool:
@@ -65,4 +75,10 @@ class Boilerplate:
                 removed.append(line)
             else:
                 kept.append(raw)
-        return (BLANK_LINES.sub("\n\n", "\n".join(kept)).strip(), removed) if removed else (text, removed)
+        if removed:
+            text = BLANK_LINES.sub("\n\n", "\n".join(kept)).strip()
+        tail = _tail(text)
+        if _may_be_boilerplate(tail) and self._recurs(source, tail):
+            removed.append(tail)
+            text = text[: -len(tail)].rstrip()
+        return text, removed

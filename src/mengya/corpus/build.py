@@ -13,11 +13,12 @@ import hashlib
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from mengya.corpus.boilerplate import Boilerplate
@@ -60,8 +61,15 @@ def in_validation(key: bytes, fraction: float, seed: int) -> bool:
     return hash64(f"split {seed}", key) < fraction * 2**64
 
 
-def _write(funnel: Funnel, train: Sequence[Record], validation: Sequence[Record], directory: Path) -> Manifest:
-    for name, records in (("train", train), ("validation", validation)):
+def _write(
+    funnel: Funnel,
+    train: Sequence[Record],
+    validation: Sequence[Record],
+    directory: Path,
+    copies: Mapping[str, int] = MappingProxyType({}),
+) -> Manifest:
+    trained_on = [record for record in train for _ in range(copies.get(record.source, 1))]
+    for name, records in (("train", trained_on), ("validation", validation)):
         write_jsonl(directory / f"{name}.jsonl", map(to_row, records))
     write_jsonl(directory / "dropped.jsonl", funnel.samples())
     return funnel.manifest(train, validation)
@@ -193,29 +201,43 @@ def _prompt_key(messages: Iterable[Message]) -> bytes:
 
 
 def build_conversations(
-    conversations: Iterable[Conversation], settings: Split, seed: int, directory: Path
+    conversations: Iterable[Conversation],
+    settings: Split,
+    seed: int,
+    directory: Path,
+    copies: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Manifest, list[Drop]]:
     """The manifest of a set of conversations, and every drop ("empty", "duplicate_prompt").
 
     Of conversations with one prompt (all before the last answer) the first is kept. Those that open with the same
-    question fall on the same side of the split.
+    question fall on the same side of the split. `copies` {source: number} writes each training record of a source so
+    many times; the counts are of records, whatever their copies.
     """
-    return _build(conversations, "conversations", settings, seed, directory)
+    return _build(conversations, "conversations", settings, seed, directory, copies)
 
 
 def build_preferences(
-    preferences: Iterable[PreferencePair], settings: Split, seed: int, directory: Path
+    preferences: Iterable[PreferencePair],
+    settings: Split,
+    seed: int,
+    directory: Path,
+    copies: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Manifest, list[Drop]]:
     """The manifest of a set of preference pairs, and every drop ("empty", "equal_answers", "duplicate_pair").
 
     One prompt may have several pairs (a ranking gives them); only a pair that stood before is dropped. Pairs whose
-    prompts open with the same question fall on the same side of the split.
+    prompts open with the same question fall on the same side of the split. `copies` as for conversations.
     """
-    return _build(preferences, "pairs", settings, seed, directory)
+    return _build(preferences, "pairs", settings, seed, directory, copies)
 
 
 def _build(
-    records: Iterable[Conversation] | Iterable[PreferencePair], unit: str, settings: Split, seed: int, directory: Path
+    records: Iterable[Conversation] | Iterable[PreferencePair],
+    unit: str,
+    settings: Split,
+    seed: int,
+    directory: Path,
+    copies: Mapping[str, int],
 ) -> tuple[Manifest, list[Drop]]:
     funnel = Funnel(unit)
     first: dict[bytes, str] = {}
@@ -253,4 +275,6 @@ def _build(
     funnel.step("read", sum(funnel.read.values()), read_characters)
     funnel.left("duplicates", [*train, *validation])
     _check_parts(len(train), len(validation), settings.validation_fraction, unit)
-    return _write(funnel, train, validation, directory), funnel.drops
+    manifest = _write(funnel, train, validation, directory, copies)
+    manifest["copies"] = {source: number for source, number in copies.items() if number > 1}
+    return manifest, funnel.drops

@@ -53,11 +53,19 @@ class Thresholds(Protocol):
 _MOJIBAKE = re.compile("[\u0080-\u024f][\u0080-\u024f\u2010-\u2122]")  # UTF-8 read as Latin-1 or Windows-1252
 _ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|apos|[lr][ds]quo|hellip|mdash|middot|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 # Not before a quotation mark or a bracket: print("你好\\n") means it.
-_LITERAL_NEWLINE = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}\d)\]\s])(?:(?:\\r)?\\n)+(?=[{HAN}“《（【\d\s]|$)")
+_NOT_ASCII = "\u0080-\U0010ffff"
+_LITERAL_NEWLINE = re.compile(rf"(?<=[{_NOT_ASCII}\d)\].:;!?\s])(?:(?:\\r)?\\n)+(?=[{_NOT_ASCII}\d\s\-(\[]|$)")
 _REFERENCE_MARK = re.compile(rf"(?<=[{HAN}{_CHINESE_PUNCTUATION}])(?:\[\d{{1,3}}(?:[-–,，]\d{{1,3}})*\])+")
 _HAN_OR_PUNCTUATION = f"[{HAN}{_CHINESE_PUNCTUATION}]"
 _SPACED_OUT = re.compile(rf"(?<![^\s])[{HAN}](?: [{HAN}]){{3,}}(?![^\s{_CHINESE_PUNCTUATION}])")
 _SPACE_AT_PUNCTUATION = re.compile(rf"(?<=[{_CHINESE_PUNCTUATION}]) +(?=\S)|(?<=\S) +(?=[{_CHINESE_PUNCTUATION}])")
+_FULL_WIDTH = str.maketrans(",;:!?", "，；：！？")
+# At a line's end neither ":" nor ";", which are code there: "for 数 in 数列:".
+_HALF_WIDTH = re.compile(
+    rf"(?<=[{HAN}”’》）】」』])(?:[,;:!?](?=[{HAN}“‘《（【「『”’》）】」』])|[,!?]$)", re.MULTILINE
+)
+# An icon that some page's encoding had no letter for: "编辑 ? ? 王蓉". Not the "条件 ? 甲 : 乙" of code.
+_LOST_ICON = re.compile(rf"(?<={_HAN_OR_PUNCTUATION}) +\?(?: *\?)* +(?=[{HAN}])(?![^\n]* : )")
 _WIDE_GAP = re.compile(rf"(?<={_HAN_OR_PUNCTUATION}) {{2,}}(?={_HAN_OR_PUNCTUATION})")
 _INDENT = re.compile(rf"^[ \t]+(?=[{HAN}“《【「（])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -94,10 +102,11 @@ def normalise(text: str) -> str:
     """`text` in the one form that training sees; normalising twice changes nothing more.
 
     Mojibake repaired (ftfy), NFC, HTML entities unescaped where no markup stands beside them, Latin letters and
-    digits half width while Chinese punctuation keeps its full width, control and invisible characters removed, line
-    ends "\\n" (a literal backslash-n between Chinese sentences too), no white space beside Chinese punctuation or at
-    line ends, no Chinese text spelt with a space after each character, runs of punctuation cut, reference marks like
-    [1-2] after Chinese text removed. Indentation and spaces of code are left alone.
+    digits half width, punctuation between Chinese characters full width, control and invisible characters removed,
+    line ends "\\n" (a literal backslash-n between Chinese sentences too), no white space beside Chinese punctuation or
+    at line ends, no Chinese text spelt with a space after each character, no "?" where an icon was lost, runs of
+    punctuation cut, reference marks like [1-2] after Chinese text removed. Indentation and spaces of code are left
+    alone.
     """
     if _MOJIBAKE.search(text):
         text = ftfy.fix_encoding(text)
@@ -118,7 +127,9 @@ def _tidied(text: str) -> str:
         text = _LITERAL_NEWLINE.sub("\n", text)
     if "[" in text:
         text = _REFERENCE_MARK.sub("", text)
+    text = _HALF_WIDTH.sub(lambda mark: mark[0].translate(_FULL_WIDTH), text)
     if " " in text or "\t" in text:
+        text = _LOST_ICON.sub(" ", text)
         text = _SPACED_OUT.sub(lambda run: run[0].replace(" ", ""), text)
         text = _SPACE_AT_PUNCTUATION.sub("", text)
         text = _WIDE_GAP.sub(" ", text)
@@ -156,6 +167,7 @@ _SYMBOL = re.compile(rf"[^\w\s{_CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~]")
 _GBK_MOJIBAKE = re.compile("锟斤拷|[锛銆鈥鐨鏄鍦浜嗕鍙鎴杩瑙缁闂\ufffd]|涓€|烫烫烫+|屯屯屯+")
 _NGRAM = 10
 _ADVERTISING_DENSITY = 100  # at least one term in so many characters
+_STUFFED = 8  # mentions of one term: written for search engines
 _SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
 
 
@@ -223,13 +235,18 @@ def repeated_ngrams(text: str, settings: Thresholds) -> str | None:
 
 
 def advertisement(text: str, settings: Thresholds) -> str | None:
-    """Enough distinct advertising terms, standing densely: long news may name three of them and sell nothing."""
+    """Enough distinct advertising terms, or one over and over, standing densely.
+
+    Long news may name three of them and sell nothing.
+    """
     terms = advertising_terms(text)
     if not sells(terms) or len(terms) * _ADVERTISING_DENSITY < len(text):
         return None
     needed = settings.max_advertising_terms
     if is_report(text):
         needed *= 2
+    elif max(map(terms.count, set(terms))) >= _STUFFED:
+        return "advertisement"
     elif len(text) <= _SHORT_ADVERTISEMENT:
         needed -= 1
     return "advertisement" if len(set(terms)) >= needed else None

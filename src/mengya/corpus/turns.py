@@ -27,7 +27,8 @@ ROLE_NAMES: dict[str, Role] = {
     **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
 }
 
-_PLACEHOLDER = re.compile(r"<(NAME|AUTHOR|DATE)>|\{\{\s*(name|author|date)\s*\}\}")
+_PLACEHOLDER = re.compile(r"(\s?)(?:<(NAME|AUTHOR|DATE)>|\{\{\s*(name|author|date)\s*\}\})([ \t]?)")
+_WIDE = re.compile("[\u2e80-\U0003ffff]")  # Han and its punctuation
 
 
 class FormatError(ValueError):
@@ -153,14 +154,23 @@ def prompt_messages(turns: Iterable[Turn], repairs: Counter[str]) -> tuple[Messa
 
 
 def fill_identity(text: str, identity: Mapping[str, str] | None) -> str:
-    """`text` with <NAME>, {{name}} and those of author and date filled; FormatError when `identity` lacks one."""
+    """`text` with <NAME>, {{name}} and those of author and date filled; FormatError when `identity` lacks one.
+
+    The spaces that a template keeps around a placeholder go where Chinese meets Chinese: "我叫 {{name}}，是".
+    """
     if "<" not in text and "{{" not in text:
         return text
 
     def value(match: re.Match[str]) -> str:
-        key = (match[1] or match[2]).lower()
+        before, after = match[1], match[4]
+        key = (match[2] or match[3]).lower()
         if identity is None or key not in identity:
             raise FormatError(f"placeholder of {key} without an identity", match[0])
-        return identity[key]
+        filled = identity[key]
+        if before == " " and _WIDE.match(filled[:1]) and _WIDE.match(text[match.start() - 1 : match.start()]):
+            before = ""
+        if after and _WIDE.match(filled[-1:]) and _WIDE.match(text[match.end() : match.end() + 1]):
+            after = ""
+        return before + filled + after
 
     return _PLACEHOLDER.sub(value, text)

@@ -57,21 +57,27 @@ def packed_loss(model: Transformer, examples: Examples, row_length: int) -> floa
     return loss / max(1, count)
 
 
+def spread(wanted: int, total: int) -> list[int]:
+    """At most `wanted` indices, evenly over range(total): held-out data stands in files source by source."""
+    count = min(wanted, total)
+    return [k * total // count for k in range(count)]
+
+
 def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
-    """Bits per UTF-8 byte of the first `num_documents` documents, over all and by source.
+    """Bits per UTF-8 byte of at most `num_documents` documents, over all and by source.
 
     Comparable between tokenizers, unlike the loss per token. A document longer than the model's positions is read in
     pieces, each without the one before it.
     """
     length = model.config.max_positions
-    chosen = range(min(num_documents, len(shards)))
+    chosen = spread(num_documents, len(shards))
     pieces: list[list[int]] = []
     owners: list[int] = []
-    for i in chosen:
+    for owner, i in enumerate(chosen):
         tokens = shards[i].tolist()
         for start in range(0, len(tokens) - 1, length - 1):
             pieces.append(tokens[start : start + length])
-            owners.append(i)
+            owners.append(owner)
     nats = [0.0] * len(chosen)
     for owner, logp in zip(owners, sequence_logps(model, pieces, [1] * len(pieces)), strict=True):
         nats[owner] -= logp
@@ -79,7 +85,7 @@ def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -
     sizes = [float(shards.bytes_N[i]) for i in chosen]
     by_source = {}
     for index, source in enumerate(shards.source_names):
-        mine = [i for i in chosen if shards.source_ids_N[i] == index]
+        mine = [k for k, i in enumerate(chosen) if shards.source_ids_N[i] == index]
         if mine:
             by_source[source] = ratio([bits[i] for i in mine], [sizes[i] for i in mine])
     return ratio(bits, sizes), by_source

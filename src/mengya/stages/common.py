@@ -11,7 +11,7 @@ from mengya.corpus import records
 from mengya.corpus.records import Cloze, Conversation, Question
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import Answers, Measurement, measure_questions, measure_style
-from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy
+from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy, spread
 from mengya.evaluate.score import delta_table
 from mengya.files import read_json, read_jsonl, write_json
 from mengya.model.checkpoint import load_model, save_model
@@ -109,7 +109,7 @@ def measure_language_model(
     measured.items |= asked.items
     measured.metrics["bits_per_byte"], _ = bits_per_byte(model, held.validation, settings.num_documents)
     if held.conversations:
-        chosen = held.conversations[: settings.num_questions]
+        chosen = [held.conversations[i] for i in spread(settings.num_questions, len(held.conversations))]
         measured.metrics["answer_bits_per_byte"] = answer_bits_per_byte(model, tokenizer, chosen)
     if held.clozes:
         measured.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, held.clozes[: settings.num_questions])

@@ -75,7 +75,8 @@ def execute(context: Context) -> Outcome:
         with atomic_directory(context.directory / name) as directory:
             if sources:
                 records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
-                counts[name], _ = builder(records, settings, recipe.seed, directory)
+                copies = {source.label: source.copies for source in sources}
+                counts[name], _ = builder(records, settings, recipe.seed, directory, copies)
             else:
                 write_jsonl(directory / "train.jsonl", [])
                 write_jsonl(directory / "validation.jsonl", [])
