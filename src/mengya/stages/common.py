@@ -75,6 +75,8 @@ def held_out(context: Context) -> HeldOut:
     """
     directory = context.path("corpus/evaluation")
     questions = [records.question(row) for row in read_jsonl(directory / "questions.jsonl")]
+    # They come ordered by subject: the first few hundred of a kind must be a sample of all, not of some.
+    random.Random("questions").shuffle(questions)
     clozes = [records.cloze(row) for row in read_jsonl(directory / "clozes.jsonl")]
     conversations = [records.conversation(row) for row in read_jsonl(directory / "conversations.jsonl")]
     prompts = [question for question in questions if question.kind != "identity"]
