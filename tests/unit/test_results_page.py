@@ -7,7 +7,8 @@ import synthetic_run
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "results_page.py"
 _spec = importlib.util.spec_from_file_location("results_page", _SCRIPT)
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 results_page = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(results_page)
 
@@ -33,6 +34,8 @@ def test_bits_per_byte_stand_by_source_and_stage():
 def test_the_reward_model_stands_beside_the_baseline_and_answers_beside_each_other():
     run = synthetic_run.METRICS["reward"]
     lines = "\n".join(results_page.reward({"metrics": run}))
-    assert "| pair accuracy | 400 | 95.0%" in lines and "| length only accuracy | 400 | 52.0%" in lines
+    assert "| pair accuracy | 400 | 95.0%" in lines
+    assert "| length only accuracy | 400 | 52.0%" in lines
     text = "\n".join(results_page.samples(synthetic_run.SAMPLES))
-    assert "**李明住在哪里？**" in text and "- PPO: 李明住在青石镇，家就在河边。" in text
+    assert "**李明住在哪里？**" in text
+    assert "- PPO: 李明住在青石镇，家就在河边。" in text
