@@ -53,8 +53,8 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
             manifest = run.execute(recipe, stage)
             did_something = True
             say(f"{name}: done in {duration(manifest['seconds'])}")
-        if did_something or not (directory / "summary.json").exists():
-            write_summary(run)
-        else:
+        # Written in any case: a run killed between its last manifest and here has nothing left to do but this.
+        write_summary(run)
+        if not did_something:
             say("nothing to do: every stage is done and unchanged")
     return run
