@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -132,7 +133,13 @@ def _options(version: Annotated[bool, typer.Option("--version", help="print the 
 
 
 def main() -> None:
-    """Exit code 0: done; 2: the user's mistake, said in one line; 1: ours; 130: interrupted, state saved."""
+    """Run the command line.
+
+    Exit code 0: done; 2: the user's mistake, said in one line; 1: ours; 130: interrupted, state saved.
+    """
+    # OpenMP threads that spin while they wait starve each other when anything else wants a core: with one busy
+    # neighbour a training step took twice as long. libgomp reads this when torch is loaded, so it stands here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,6 +192,7 @@ class Run:
             "counts": outcome.counts,
             "delta": outcome.delta,
             "samples": outcome.samples,
+            "commit": source_commit(),
             "versions": versions(),
             "hardware": hardware(),
         }
@@ -245,8 +249,6 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
 
 def peak_memory_bytes() -> int:
     """Highest resident memory of this process so far (of the whole process, not of the stage alone)."""
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -260,10 +262,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def source_commit() -> str | None:
+    """The git commit of the checkout that this code runs from, with "+" when it has been changed; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and, where torch is already loaded, the accelerator."""
-    import sys
-
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():

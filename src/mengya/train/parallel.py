@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,8 +46,23 @@ def bf16_is_native(device: torch.device) -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of large activations instead of returning it to the system after every tensor.
+
+    Each return costs a page fault a page at the next use: a fifth of a CPU training step (377 against 302 ms).
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def open_world(device: str = "auto", precision: str = "auto", threads: int | None = None) -> World:
     """The world of this process; joins the group that torchrun describes in the environment, once."""
+    _keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
