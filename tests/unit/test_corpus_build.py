@@ -113,7 +113,7 @@ def test_dropped_samples_name_the_twin_and_are_at_most_twenty_a_reason(tmp_path:
 def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     documents = [Document(f"{sentences(str(number), 3)}　ＡＢＣ", "s", f"f:{number}") for number in range(2100)]
     for processes in (1, 2):
-        build_corpus(documents, replace(SETTINGS, num_processes=processes), 0, tmp_path / str(processes))
+        build_corpus(documents, SETTINGS.model_copy(update={"num_processes": processes}), 0, tmp_path / str(processes))
     for name in ("train.jsonl", "validation.jsonl", "dropped.jsonl"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -139,8 +139,15 @@ def test_nothing_left_and_nothing_held_out_are_the_users_errors(tmp_path: Path) 
     with pytest.raises(UserError, match="no documents left to train on"):
         build_corpus([Document("短", "s", "f:1")], SETTINGS, 0, tmp_path)
     with pytest.raises(UserError, match="held out"):
-        build_corpus([Document(sentences("1"), "s", "f:1")], replace(SETTINGS, validation_fraction=1e-9), 0, tmp_path)
-    manifest, _ = build_corpus([Document(sentences("1"), "s")], replace(SETTINGS, validation_fraction=0), 0, tmp_path)
+        build_corpus(
+            [Document(sentences("1"), "s", "f:1")],
+            SETTINGS.model_copy(update={"validation_fraction": 1e-9}),
+            0,
+            tmp_path,
+        )
+    manifest, _ = build_corpus(
+        [Document(sentences("1"), "s")], SETTINGS.model_copy(update={"validation_fraction": 0}), 0, tmp_path
+    )
     assert manifest["kept"]["validation"]["documents"] == 0
 
 
