@@ -8,6 +8,7 @@ back when the recipe returns to it: trying a setting costs nothing that was alre
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -111,7 +112,15 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process out of this directory."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            why = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"cannot make this directory: {why}", where=self.directory, mend="give another --out"
+            ) from None
         with open(self.directory / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -243,6 +252,9 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{prefix}.{index}")
     elif old != new:
         yield prefix, old, new
 

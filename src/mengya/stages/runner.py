@@ -27,6 +27,8 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
     check_recipe(recipe)
     names = choose(recipe, only)
     run = Run(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError("this is a file, not a run directory", where=directory, mend="give another --out")
     if directory.exists() and any(directory.iterdir()) and not (directory / "recipe.yaml").exists():
         raise UserError("this folder holds something that is not a run", where=directory, mend="give another --out")
     with run.lock():
