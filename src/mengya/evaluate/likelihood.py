@@ -60,8 +60,8 @@ def packed_loss(model: Transformer, examples: Examples, row_length: int) -> floa
 def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
     """Bits per UTF-8 byte of the first `num_documents` documents, over all and by source.
 
-    Comparable between tokenizers, unlike the loss per token. A document longer than the model's positions is read in
-    pieces, each without the one before it.
+    Comparable between tokenizers, unlike the loss per token. That a document ends is predicted too. A
+    document longer than the model's positions is read in pieces, each without the one before it.
     """
     length = model.config.max_positions
     chosen = range(min(num_documents, len(shards)))
