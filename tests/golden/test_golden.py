@@ -2,7 +2,8 @@
 
 The text is a frozen excerpt of the playground, one token a byte, so that only the numerics of model, packing, loop and
 optimizers are seen: neither the playground's wordings nor the tokenizer. Processors and PyTorch versions round
-differently, hence the tolerance of 1e-3, which no honest change of the numerics stays under for twenty steps.
+differently, hence the tolerance: with AVX2 or SSE4 in place of AVX-512 the losses differ by 7e-5 and the gradient norms
+by 9e-3 with Muon, whose iteration is in bf16, and by 1e-7 and 3e-5 with AdamW.
 curve.json may move only together with an entry in docs/LOG.md that says why: `python tests/golden/test_golden.py`
 writes it anew.
 """
@@ -90,7 +91,7 @@ def test_twenty_steps_reproduce_the_committed_curve(name, tmp_path):
     expected = json.loads(CURVE.read_text())[name]
     found = curve(name, tmp_path)
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
-    assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=1e-2)
+    assert [row["grad_norm"] for row in found] == pytest.approx([row["grad_norm"] for row in expected], rel=3e-2)
     assert found[-1]["loss"] < found[0]["loss"] - 1, "a curve that learns nothing would compare nothing"
 
 
