@@ -8,6 +8,7 @@ back when the recipe returns to it: trying a setting costs nothing that was alre
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -111,7 +112,15 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process out of this directory."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            why = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"cannot make this directory: {why}", where=self.directory, mend="give another --out"
+            ) from None
         with open(self.directory / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,22 +213,24 @@ class Run:
 
     def _make_room(self, directory: Path, identity: str) -> None:
         """Leave in `directory` only work that belongs to `identity`: set other work aside, take earlier work back."""
-        aside = self.directory / ".stale"
         if (directory / "started.json").exists():
             old = read_json(directory / "started.json")["identity"]
             if old == identity and not (directory / "manifest.json").exists():
                 return  # interrupted: go on with it
             if old != identity:
-                aside.mkdir(exist_ok=True)
-                place = aside / f"{directory.name}-{old[:12]}"
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(directory, place)
+                self._set_aside(directory, old)
             else:
                 # Same identity but not done: its outputs were lost or altered, so nothing in it can be trusted.
                 shutil.rmtree(directory)
         elif directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
+
+    def _set_aside(self, directory: Path, identity: str) -> None:
+        place = self.directory / ".stale" / f"{directory.name}-{identity[:12]}"
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(directory, place)
 
     def take_back(self, recipe: Recipe, stage: Stage) -> bool:
         """Bring finished work of just these settings and inputs back from `.stale/`; whether there was any."""
@@ -231,7 +242,7 @@ class Run:
         directory = self.directory / stage.name
         if (directory / "started.json").exists():
             old = read_json(directory / "started.json")["identity"]
-            os.replace(directory, self.directory / ".stale" / f"{stage.name}-{old[:12]}")
+            self._set_aside(directory, old)
         elif directory.exists():
             shutil.rmtree(directory)
         os.replace(place, directory)

@@ -80,8 +80,8 @@ def _check_parts(num_train: int, num_validation: int, fraction: float, unit: str
         raise UserError(f"no {unit} left to train on", mend="see dropped.jsonl for the reasons, and relax the rules")
     if num_validation == 0 and fraction > 0:
         raise UserError(
-            f"no {unit} held out: {fraction:.2%} of {num_train} rounds to none",
-            where="validation_fraction",
+            f"none of {num_train} {unit} fell to the {fraction:.2%} that are held out by their hash",
+            where="corpus.validation_fraction",
             mend="raise it, or give more data",
         )
 

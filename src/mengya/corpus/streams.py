@@ -73,7 +73,7 @@ class Rejects:
             f"{sum(self.counts.values())} of {self.num_rows} rows rejected ({self.share():.1%}, allowed "
             f"{maximum_share:.1%}); commonest reason: {reason} ({count}), first: {first.excerpt[:80]!r}",
             where=f"{first.file}:{first.line}",
-            mend="mend the file, name its format in the recipe, or raise the allowed share of rejects",
+            mend="mend the file, set the source's format or columns, or raise corpus.max_reject_share",
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -66,8 +66,8 @@ def spread(wanted: int, total: int) -> list[int]:
 def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
     """Bits per UTF-8 byte of at most `num_documents` documents, over all and by source.
 
-    Comparable between tokenizers, unlike the loss per token. A document longer than the model's positions is read in
-    pieces, each without the one before it.
+    Comparable between tokenizers, unlike the loss per token. That a document ends is predicted too. A
+    document longer than the model's positions is read in pieces, each without the one before it.
     """
     length = model.config.max_positions
     chosen = spread(num_documents, len(shards))

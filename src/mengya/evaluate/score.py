@@ -21,7 +21,12 @@ def proportion(hits: float, n: int) -> Estimate:
     share, z2 = hits / n, _Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return {"value": share, "low": min(share, max(0.0, centre - half)), "high": max(share, centre + half), "n": n}
+    return {
+        "value": share,
+        "low": min(share, max(0.0, centre - half)),
+        "high": max(share, min(1.0, centre + half)),
+        "n": n,
+    }
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -31,7 +31,9 @@ def _check_sources(recipe: Recipe) -> None:
                 raise UserError("a source without a path", where=where, mend="write `playground` or `{path: …}`")
             if not source_files(source):
                 raise UserError(
-                    f"no such file: {source.path}", where=f"{where}.path", mend="mend the path, or set MENGYA_DATA"
+                    f"no such file: {source.path}",
+                    where=f"{where}.path",
+                    mend="mend the path; a relative one starts where you are",
                 )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mengya.console import say
 from mengya.corpus import playground
 from mengya.corpus.build import build_conversations, build_corpus, build_preferences, score_dedup
 from mengya.corpus.gather import Kind, read_source
 from mengya.corpus.playground import Playground
 from mengya.corpus.records import Record, to_row
 from mengya.corpus.sources import Rejects
+from mengya.errors import UserError
 from mengya.evaluate.score import proportion
 from mengya.files import atomic_directory, read_jsonl, write_jsonl
 from mengya.run import Context, Outcome
@@ -45,10 +48,36 @@ def _replace_held_out(directory: Path, held_out: list[Record]) -> None:
     write_jsonl(directory / "validation.jsonl", [*kept, *map(to_row, held_out)])
 
 
+@contextmanager
+def _refused(context: Context) -> Iterator[Rejects]:
+    """What could not be read, left in rejects.jsonl; UserError above the share that the recipe allows.
+
+    Nothing left to train on may be because nothing could be read: then that is said, for it is what there is to mend.
+    """
+    rejects, allowed = Rejects(), context.recipe.corpus.max_reject_share
+    file = context.directory / "rejects.jsonl"
+    try:
+        yield rejects
+    except UserError:
+        write_jsonl(file, rejects.rows())
+        rejects.check(allowed)
+        raise
+    write_jsonl(file, rejects.rows())
+    rejects.check(allowed)
+    if rejects.counts:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejects.counts.most_common())
+        say(f"corpus: {sum(rejects.counts.values())} of {rejects.num_rows} rows rejected ({reasons}); see {file}")
+
+
 def execute(context: Context) -> Outcome:
+    with _refused(context) as rejects:
+        return _build(context, rejects)
+
+
+def _build(context: Context, rejects: Rejects) -> Outcome:
     recipe, settings = context.recipe, context.recipe.corpus
     world = world_of_recipe(recipe)
-    rejects, repairs = Rejects(), Counter[str]()
+    repairs = Counter[str]()
     counts: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
@@ -93,8 +122,6 @@ def execute(context: Context) -> Outcome:
         conversations = read_jsonl(context.directory / "conversations" / "validation.jsonl")
         write_jsonl(directory / "conversations.jsonl", conversations)
 
-    write_jsonl(context.directory / "rejects.jsonl", rejects.rows())
-    rejects.check(settings.max_reject_share)
     counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
     counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
     return Outcome(counts=counts, metrics=metrics)

@@ -27,6 +27,8 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
     check_recipe(recipe)
     names = choose(recipe, only)
     run = Run(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError("this is a file, not a run directory", where=directory, mend="give another --out")
     if directory.exists() and any(directory.iterdir()) and not (directory / "recipe.yaml").exists():
         raise UserError("this folder holds something that is not a run", where=directory, mend="give another --out")
     with run.lock():
@@ -53,8 +55,8 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
             manifest = run.execute(recipe, stage)
             did_something = True
             say(f"{name}: done in {duration(manifest['seconds'])}")
-        if did_something or not (directory / "summary.json").exists():
-            write_summary(run)
-        else:
+        # Written in any case: a run killed between its last manifest and here has nothing left to do but this.
+        write_summary(run)
+        if not did_something:
             say("nothing to do: every stage is done and unchanged")
     return run

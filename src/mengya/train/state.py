@@ -56,7 +56,12 @@ class Checkpoints:
             digest = sha256(partial / "state.safetensors")
             numbers = {"step": state.step, "sha256": digest, "numbers": state.numbers}
             write_json(partial / "state.json", {**numbers, "sha256_numbers": sha256_of(numbers)})
-        for _, path in self._entries()[: -self.keep]:
+        entries = self._entries()
+        # Those beyond this step were damaged, or training would have gone on from them: they may not count among the
+        # K, or they would push the only sound one out.
+        damaged = [path for step, path in entries if step > state.step]
+        older = [path for step, path in entries if step <= state.step][: -self.keep]
+        for path in damaged + older:
             shutil.rmtree(path)
 
     def latest(self, say: Any) -> TrainState | None:
