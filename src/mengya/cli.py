@@ -137,9 +137,10 @@ def main() -> None:
 
     Exit code 0: done; 2: the user's mistake, said in one line; 1: ours; 130: interrupted, state saved.
     """
-    # OpenMP threads that spin while they wait starve each other when anything else wants a core: with one busy
-    # neighbour a training step took twice as long. libgomp reads this when torch is loaded, so it stands here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long while they wait starve each other when anything else wants a core (a training
+    # step took twice as long beside one busy neighbour); threads that sleep at once lose a fifth on an idle machine.
+    # A short spin costs neither. libgomp reads this when torch is loaded, so it stands here.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except UserError as error:
