@@ -58,7 +58,10 @@ def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mas
     return 0.5 * (worse_BT * mask_BT).sum()
 
 
-def adapt_kl_coefficient(coefficient: float, kl: float, target: float, num_rows: int, horizon: float = 10_000) -> float:
-    """The next KL coefficient: raised when KL per answer is above target, lowered below (Ziegler et al. 2019, §2.2)."""
+def adapt_kl_coefficient(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:
+    """The next KL coefficient: raised when KL per answer is above target, lowered below.
+
+    β (1 + K e), e = clip(KL / target − 1, ±0.2), K = 0.1 (Ziegler et al. 2019, eq. 4): at most 2% a rollout.
+    """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * num_rows / horizon)
+    return coefficient * (1 + gain * error)

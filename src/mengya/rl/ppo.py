@@ -229,7 +229,7 @@ def train_ppo(
                         progressed.totals["skipped_steps"] += not moved.finite
             if settings.kl_target is not None and learns_policy:
                 progressed.kl_coefficient = maths.adapt_kl_coefficient(
-                    progressed.kl_coefficient, numbers["kl"], settings.kl_target, len(rollout)
+                    progressed.kl_coefficient, numbers["kl"], settings.kl_target
                 )
             progressed.step += 1
             progressed.totals["answer_tokens"] += int(rollout.mask_BA.sum())

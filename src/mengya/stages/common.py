@@ -135,10 +135,6 @@ def outcome_of(context: Context, measured: Measurement, before_stage: str, befor
     )
 
 
-def training_counts(totals: dict[str, Any]) -> dict[str, Any]:
-    """What `fit` did, for the manifest."""
-    return {key: totals[key] for key in ("step", "tokens", "skipped_steps", "train_seconds")}
-
-
-def tokens_per_second(totals: dict[str, Any]) -> float:
-    return round(totals["tokens"] / max(totals["train_seconds"], 1e-9), 1)
+def per_second(totals: dict[str, Any], unit: str = "tokens") -> float:
+    """What `fit` counted, by the time it trained (evaluation and checkpoints not counted)."""
+    return round(totals[unit] / max(totals["train_seconds"], 1e-9), 1)

@@ -10,7 +10,7 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.preference import dpo_loss
 from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome
-from mengya.stages.common import load_language_model, tokenizer_of, tokens_per_second, training_counts, world_of
+from mengya.stages.common import load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
 
@@ -41,8 +41,9 @@ def execute(context: Context) -> Outcome:
         num_steps=num_steps,
         directory=context.directory,
         world=world,
+        unit="pairs",
     )
     outcome = aligned_outcome(context, model, tokenizer, world)
-    outcome.counts = {**training_counts(totals), **counts}
-    outcome.metrics["dpo.pairs_per_second"] = tokens_per_second(totals)  # pairs carry the loss here
+    outcome.counts = {**totals, **counts}
+    outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")
     return outcome

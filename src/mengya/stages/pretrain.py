@@ -19,10 +19,9 @@ from mengya.stages.common import (
     held_out,
     measure_language_model,
     outcome_of,
+    per_second,
     save_stage_model,
     tokenizer_of,
-    tokens_per_second,
-    training_counts,
     world_of,
 )
 from mengya.train.loop import fit
@@ -82,10 +81,10 @@ def execute(context: Context) -> Outcome:
     )
     outcome.metrics |= {f"pretrain.{name}": value for name, value in baselines.items()}
     outcome.metrics |= {"pretrain.validation_loss": look()["validation_loss"]}
-    outcome.metrics |= {"pretrain.tokens_per_second": tokens_per_second(totals)}
+    outcome.metrics |= {"pretrain.tokens_per_second": per_second(totals)}
     plan = loader.plan(0)
     outcome.counts = {
-        **training_counts(totals),
+        **totals,
         "parameters": config.num_parameters,
         "model": describe(config),
         "precision": str(world.dtype).removeprefix("torch."),

@@ -13,10 +13,9 @@ from mengya.objectives.reward import reward_loss
 from mengya.run import Context, Outcome
 from mengya.stages.common import (
     load_language_model,
+    per_second,
     save_stage_model,
     tokenizer_of,
-    tokens_per_second,
-    training_counts,
     world_of,
 )
 from mengya.stages.preferences import pair_loader, preference_pairs
@@ -44,6 +43,7 @@ def execute(context: Context) -> Outcome:
         num_steps=num_steps,
         directory=context.directory,
         world=world,
+        unit="pairs",
         evaluate=look,
         evaluate_every=max(1, num_steps // 4),
     )
@@ -54,9 +54,9 @@ def execute(context: Context) -> Outcome:
     baseline = length_only_accuracy(*fitting)
     metrics: dict[str, Any] = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
     metrics |= {f"reward.pair_accuracy.{reason}": value for reason, value in by_reason.items()}
-    metrics["reward.pairs_per_second"] = tokens_per_second(totals)  # pairs carry the loss here
+    metrics["reward.pairs_per_second"] = per_second(totals, "pairs")
     return Outcome(
         metrics=metrics,
-        counts={**training_counts(totals), **counts},
+        counts={**totals, **counts},
         delta=delta_table("length alone", {"pair_accuracy": baseline}, {"pair_accuracy": accuracy}, {}, {}),
     )

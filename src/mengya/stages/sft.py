@@ -18,10 +18,9 @@ from mengya.stages.common import (
     load_measurement,
     measure_language_model,
     outcome_of,
+    per_second,
     save_stage_model,
     tokenizer_of,
-    tokens_per_second,
-    training_counts,
     world_of,
 )
 from mengya.train.loop import fit
@@ -75,9 +74,9 @@ def execute(context: Context) -> Outcome:
     before = load_measurement(context.path("pretrain/evaluation.json"))
     outcome = outcome_of(context, measured, "pretrain", before)
     outcome.metrics |= {f"sft.{name}": value for name, value in look().items()}
-    outcome.metrics["sft.tokens_per_second"] = tokens_per_second(totals)
+    outcome.metrics["sft.tokens_per_second"] = per_second(totals)
     outcome.counts = {
-        **training_counts(totals),
+        **totals,
         **{"example_tokens" if name == "tokens" else name: count for name, count in counts.items()},
         "padding_share": round(loader.plan(0).padding_share, 5),
     }

@@ -113,15 +113,17 @@ def fit(
     world: World,
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    unit: str = "tokens",
 ) -> dict[str, Any]:
-    """Train `model` in place for `num_steps`; totals {"steps", "tokens", "skipped_steps", "train_seconds", …}.
+    """Train `model` in place for `num_steps`; totals {"step", `unit`, "skipped_steps", "train_seconds"}.
 
     Resumes from the newest sound checkpoint under `directory`; interrupted anywhere and called again, it ends with the
-    bits of an uninterrupted run (same hardware, same number of ranks). "tokens" counts what carries loss.
+    bits of an uninterrupted run (same hardware, same number of ranks). `unit` names what the objective counts: tokens
+    that carry loss, or pairs.
     """
     optimizer = Optimizer(model, settings)
     checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
-    totals: dict[str, Any] = {"step": 0, "tokens": 0, "skipped_steps": 0, "train_seconds": 0.0}
+    totals: dict[str, Any] = {"step": 0, unit: 0, "skipped_steps": 0, "train_seconds": 0.0}
     bad_in_a_row = 0
 
     def snapshot() -> TrainState:
@@ -145,7 +147,7 @@ def fit(
         MetricsLog(directory, start_step=totals["step"]) as log,
         Progress(directory.name, total=num_steps, start=totals["step"]) as bar,
     ):
-        mark, mark_tokens = time.perf_counter(), totals["tokens"]
+        mark, mark_count = time.perf_counter(), totals[unit]
         while totals["step"] < num_steps:
             rate = rate_factor(totals["step"], num_steps, settings)
             result = optimizer_step(
@@ -158,7 +160,7 @@ def fit(
                 world=world,
             )
             totals["step"] += 1
-            totals["tokens"] += result.count
+            totals[unit] += result.count
             bad_in_a_row = 0 if result.finite else bad_in_a_row + 1
             totals["skipped_steps"] += not result.finite
             if bad_in_a_row == _MAX_BAD_STEPS:
@@ -176,9 +178,9 @@ def fit(
                 continue
             elapsed = time.perf_counter() - mark
             totals["train_seconds"] += elapsed
-            speed = (totals["tokens"] - mark_tokens) / elapsed
-            numbers = {"tokens": totals["tokens"], "loss": result.loss, "lr": rate * settings.learning_rate}
-            numbers |= {"grad_norm": result.grad_norm, "tokens_per_second": speed, **result.means}
+            speed = (totals[unit] - mark_count) / elapsed
+            numbers = {unit: totals[unit], "loss": result.loss, "lr": rate * settings.learning_rate}
+            numbers |= {"grad_norm": result.grad_norm, f"{unit}_per_second": speed, **result.means}
             if evaluated and evaluate is not None:
                 model.eval()
                 numbers |= evaluate()
@@ -186,15 +188,15 @@ def fit(
             if world.is_main:
                 if logged or evaluated:
                     log.write(step, **numbers)
-                bar.update(step, loss=result.loss, tokens_per_second=speed)
+                bar.update(step, **{"loss": result.loss, f"{unit}_per_second": speed})
                 if saved:
                     checkpoints.save(snapshot())
             world.barrier()
             if signal_came() and not last:
                 raise Interrupted(directory.name, step)
-            mark, mark_tokens = time.perf_counter(), totals["tokens"]
+            mark, mark_count = time.perf_counter(), totals[unit]
     model.eval()
-    return {**totals, "checkpoints": checkpoints}
+    return totals
 
 
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
