@@ -220,6 +220,9 @@ class DPOSettings(PairTrainSettings):
     beta: PositiveFloat = 0.1
     """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of labels believed to be flipped."""
+    nll_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
 
 
 class PPOSettings(TrainSettings):

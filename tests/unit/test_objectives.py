@@ -53,7 +53,8 @@ def test_dpo_loss_takes_the_reference_of_its_own_pairs():
     half = SimpleNamespace(
         ids_BT=torch.zeros(4, 3, dtype=torch.long), completion_BT=torch.tensor([[False, True, True]] * 4)
     )
-    batch = SimpleNamespace(both=half, indices_B=torch.tensor([2, 0]))
+    chosen = SimpleNamespace(completion_BT=half.completion_BT[:2])
+    batch = SimpleNamespace(both=half, chosen=chosen, indices_B=torch.tensor([2, 0]))
     own = -2 * math.log(8)
     reference = torch.tensor([[own - 1.0, own], [0.0, 0.0], [own, own - 3.0]])
     terms = dpo_loss(reference, beta=0.5, label_smoothing=0.0)(_Uniform(), batch)
@@ -61,6 +62,9 @@ def test_dpo_loss_takes_the_reference_of_its_own_pairs():
     expected = math.log(1 + math.exp(0.5 * 3)) + math.log(1 + math.exp(-0.5))
     assert terms.loss_sum.item() == pytest.approx(expected, rel=1e-5)
     assert terms.count == 2
+    # Every token of the chosen answers has log p = −log 8, so the added term is log 8 a pair.
+    with_nll = dpo_loss(reference, beta=0.5, label_smoothing=0.0, nll_coefficient=0.1)(_Uniform(), batch)
+    assert with_nll.loss_sum.item() == pytest.approx(expected + 2 * 0.1 * math.log(8), rel=1e-5)
 
 
 def _gae_by_definition(rewards, values, gamma, lambda_):

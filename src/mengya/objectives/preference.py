@@ -33,15 +33,22 @@ def completion_logps(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tenso
     return torch.zeros(len(ids_BT), device=ids_BT.device).index_add(0, rows_N, logps_N)
 
 
-def dpo_loss(reference_logps_N2: Tensor, beta: float, label_smoothing: float) -> Callable[[Any, Any], Terms]:
-    """The objective over `data.pairs.PairBatch`es; `reference_logps_N2[n]` are the frozen reference's log p of pair n's
-    chosen and rejected answer. They never change, so they are computed once, and the reference needs no memory here."""
+def dpo_loss(
+    reference_logps_N2: Tensor, beta: float, label_smoothing: float, nll_coefficient: float = 0.0
+) -> Callable[[Any, Any], Terms]:
+    """The objective over `data.pairs.PairBatch`es: DPO plus `nll_coefficient` × −log p(chosen) a token.
+
+    `reference_logps_N2[n]` are the frozen reference's log p of pair n's chosen and rejected answer. They never change,
+    so they are computed once, and the reference needs no memory here. The second term (Pang et al. 2024, eq. 2) keeps
+    the chosen answers likely: DPO alone is content when both fall, the rejected one faster.
+    """
 
     def objective(model: Any, batch: Any) -> Terms:
         both = batch.both
         chosen_B, rejected_B = completion_logps(model, both.ids_BT, both.completion_BT).chunk(2)
         reference_chosen_B, reference_rejected_B = reference_logps_N2[batch.indices_B].unbind(1)
         losses_B = dpo(chosen_B - rejected_B, reference_chosen_B - reference_rejected_B, beta, label_smoothing)
+        losses_B = losses_B - nll_coefficient * chosen_B / batch.chosen.completion_BT.sum(1)
         with torch.no_grad():
             chosen_gain_B = beta * (chosen_B - reference_chosen_B)
             rejected_gain_B = beta * (rejected_B - reference_rejected_B)

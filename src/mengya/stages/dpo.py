@@ -36,7 +36,7 @@ def execute(context: Context) -> Outcome:
     totals = fit(
         model,
         loader,
-        dpo_loss(logps_N2, settings.beta, settings.label_smoothing),
+        dpo_loss(logps_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient),
         settings,
         num_steps=num_steps,
         directory=context.directory,
