@@ -21,7 +21,7 @@ from mengya.run import Context, Outcome
 from mengya.tokenizer.encode import ChatTokenizer, load_tokenizer
 from mengya.train.parallel import World, open_world
 
-_GUARD_PROMPTS = 64
+_GUARD_PROMPTS = 160
 
 
 def world_of(context: Context) -> World:
