@@ -11,6 +11,7 @@ _Z95 = 1.959964
 Estimate = dict[str, float]
 """{"value", "low", "high", "n"}"""
 
+NEITHER_IS_BETTER = ("answer_tokens",)
 LOWER_IS_BETTER = ("bits_per_byte", "repetition", "refusal_rate", "kl_to_sft", "loss", "seconds")
 
 
@@ -64,7 +65,7 @@ def delta_table(
     """
     rows = []
     for name, now in after.items():
-        if name not in before:
+        if name not in before or name.endswith(NEITHER_IS_BETTER):
             continue
         then = before[name]
         first, second = items_before.get(name, []), items_after.get(name, [])

@@ -33,7 +33,7 @@ _PANELS: dict[str, list[tuple[str, ...]]] = {
 }
 """The large panels of a stage, each a group of columns of metrics.jsonl; every other column gets a small one."""
 
-_NOT_CURVES = {"step", "tokens", "seconds", "epoch", "time"}
+_NOT_CURVES = {"step", "tokens", "pairs", "seconds", "epoch", "time"}
 _TOGETHER = (("reward_chosen", "reward_rejected"),)
 _SMALL_FIRST = ("kl", "length", "entropy", "value_loss", "end_rate", "kl_coefficient", "margin", "lr", "grad_norm")
 _EXACT = ("lr", "kl_coefficient", "guard_score", "guard_kl", "guard_repetition")
