@@ -9,6 +9,8 @@ from typing import Any
 
 from mengya.corpus import records
 from mengya.corpus.records import Cloze, Conversation, Question
+from mengya.data.loader import PackedLoader
+from mengya.data.packing import Examples
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import Answers, Measurement, measure_questions, measure_style
 from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy, spread
@@ -18,6 +20,7 @@ from mengya.model.checkpoint import load_model, save_model
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.run import Context, Outcome
+from mengya.settings import PretrainSettings, SFTSettings
 from mengya.tokenizer.encode import ChatTokenizer, load_tokenizer
 from mengya.train.parallel import World, open_world
 
@@ -53,6 +56,26 @@ def save_stage_model(
     if chat:
         generation |= {"temperature": 0.7, "top_p": 0.9}
     save_model(model, context.directory / "model", tokenizer_dir=context.path("tokenizer/model"), generation=generation)
+
+
+def packed_loader(
+    context: Context,
+    examples: Examples,
+    settings: PretrainSettings | SFTSettings,
+    tokenizer: ChatTokenizer,
+    world: World,
+) -> PackedLoader:
+    """Shuffled, packed rows in steps of `settings.batch_tokens`."""
+    return PackedLoader(
+        examples,
+        row_length=settings.sequence_length,
+        rows_per_step=settings.batch_tokens // settings.sequence_length,
+        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
+        seed=context.recipe.seed,
+        pad_id=tokenizer.end_of_text_id,
+        rank=world.rank,
+        world=world.size,
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mengya.data.loader import PackedLoader
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import Measurement
 from mengya.evaluate.likelihood import bits_per_byte, cloze_accuracy, packed_loss
@@ -19,6 +18,7 @@ from mengya.stages.common import (
     held_out,
     measure_language_model,
     outcome_of,
+    packed_loader,
     per_second,
     save_stage_model,
     tokenizer_of,
@@ -48,16 +48,7 @@ def execute(context: Context) -> Outcome:
         chosen = held.clozes[: recipe.evaluate.num_questions]
         untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
 
-    loader = PackedLoader(
-        train,
-        row_length=settings.sequence_length,
-        rows_per_step=settings.batch_tokens // settings.sequence_length,
-        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
-        seed=recipe.seed,
-        pad_id=tokenizer.end_of_text_id,
-        rank=world.rank,
-        world=world.size,
-    )
+    loader = packed_loader(context, train, settings, tokenizer, world)
 
     def look() -> dict[str, float]:
         return {"validation_loss": packed_loss(model, held.validation, settings.sequence_length)}

@@ -6,7 +6,6 @@ import torch
 
 from mengya.corpus import records
 from mengya.data.conversations import render_conversations
-from mengya.data.loader import PackedLoader
 from mengya.errors import UserError
 from mengya.evaluate.likelihood import packed_loss
 from mengya.files import read_jsonl
@@ -18,6 +17,7 @@ from mengya.stages.common import (
     load_measurement,
     measure_language_model,
     outcome_of,
+    packed_loader,
     per_second,
     save_stage_model,
     tokenizer_of,
@@ -39,16 +39,7 @@ def execute(context: Context) -> Outcome:
             where="sft.sequence_length",
             mend="raise it, or give shorter conversations",
         )
-    loader = PackedLoader(
-        examples,
-        row_length=settings.sequence_length,
-        rows_per_step=settings.batch_tokens // settings.sequence_length,
-        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
-        seed=recipe.seed,
-        pad_id=tokenizer.end_of_text_id,
-        rank=world.rank,
-        world=world.size,
-    )
+    loader = packed_loader(context, examples, settings, tokenizer, world)
     rows = loader.plan(0).num_rows
     num_steps = max(1, round(settings.epochs * rows * settings.sequence_length / settings.batch_tokens))
 
