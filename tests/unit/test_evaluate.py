@@ -279,6 +279,14 @@ def test_a_score_bought_by_repeating_never_ending_or_drifting_does_not_count(bou
     assert guard.see(_look(20, 0.4)), "an honest improvement still does"
 
 
+def test_a_gain_within_its_error_is_no_gain():
+    guard = Guard(max_kl=10)
+    guard.see(_look(0, 0.5))
+    assert not guard.see(Look(10, 0.52, 0.0, 1.0, 0.0, error=0.03))
+    assert guard.see(Look(20, 0.54, 0.0, 1.0, 0.0, error=0.03))
+    assert guard.best.step == 20
+
+
 def test_the_guard_stops_at_max_kl_and_only_there():
     guard = Guard(max_kl=10)
     guard.see(_look(0, 0.3, kl=0))

@@ -13,21 +13,27 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the policy: `score` is to be maximised; `kl` in nats an answer from the SFT model."""
+    """One look at the policy: `score` is to be maximised; `kl` in nats an answer from the SFT model.
+
+    `error` is the standard error of the score's gain over the starting policy, prompt by prompt.
+    """
 
     step: int
     score: float
     repetition: float
     end_rate: float
     kl: float
+    error: float = 0.0
 
 
 @dataclass
 class Guard:
     """Keeps the best look; says when to stop.
 
-    A look counts only while the policy has not bought its score: repetition not above the start's by more than
-    `repetition_margin`, end rate not below it by more than `end_margin`.
+    A look is better when its gain is more than its standard error: the best of several noisy looks always seems to have
+    gained, and handing it over would often make the model worse. And it counts only while the policy has not bought its
+    score: repetition not above the start's by more than `repetition_margin`, end rate not below it by more than
+    `end_margin`.
     """
 
     max_kl: float
@@ -47,7 +53,8 @@ class Guard:
             and look.end_rate >= first.end_rate - self.end_margin
             and look.kl <= self.max_kl
         )
-        if self.best is None or (sound and look.score > self.best.score):
+        gained = look.score - first.score > look.error and self.best is not None and look.score > self.best.score
+        if self.best is None or (sound and gained):
             self.best = look
             return True
         return False
@@ -63,7 +70,7 @@ class Guard:
         """What is handed over, in words."""
         assert self.best is not None
         if self.best.step == 0:
-            return "no look was better than the policy it was given; that one is handed over"
+            return "no look was better, beyond its error, than the policy it was given; that one is handed over"
         gain = self.best.score - self.looks[0].score
         return f"the policy of rollout {self.best.step} is handed over: held-out score {gain:+.3f} against the start"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 
 from mengya.corpus.playground import judges
 from mengya.errors import UserError
-from mengya.evaluate.answers import SAMPLED, answer, has_truth, kl_to_reference
+from mengya.evaluate.answers import SAMPLED, Answers, answer, has_truth, kl_to_reference
 from mengya.model.checkpoint import load_model
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Look
@@ -41,7 +43,8 @@ def execute(context: Context) -> Outcome:
         )
     guard_prompts = held_out(context).guard
 
-    def look(model: Transformer, step: int) -> Look:
+    def judge(model: Transformer) -> tuple[list[float], Answers]:
+        """One score a guard prompt: the judges' where the truth is known, else the reward model's."""
         answers = answer(
             model,
             tokenizer,
@@ -55,12 +58,20 @@ def execute(context: Context) -> Outcome:
             scores = [judges.gold_score(text, question) for text, question in pairs]
         else:
             scores = reward_scores(rewards, answers)
+        return scores, answers
+
+    start_scores, _ = judge(reference)
+
+    def look(model: Transformer, step: int) -> Look:
+        scores, answers = judge(model)
+        gains = [now - then for now, then in zip(scores, start_scores, strict=True)]
         return Look(
             step,
-            sum(scores) / len(scores),
-            sum(judges.repetition(text) for text in answers.texts) / len(pairs),
-            sum(answers.finished) / len(pairs),
+            statistics.fmean(scores),
+            statistics.fmean(judges.repetition(text) for text in answers.texts),
+            statistics.fmean(answers.finished),
             kl_to_reference(model, reference, answers)["value"],
+            statistics.pstdev(gains) / len(gains) ** 0.5,
         )
 
     totals = train_ppo(
