@@ -18,6 +18,9 @@ from mengya.stages.check import check_recipe, model_config
 UTILISATION = 0.45
 """Share of the probed matrix speed that a training step reaches: measured on the quickstart's model, 2 CPU cores."""
 
+_TOKENS_OF_EXCHANGE = 30.0
+"""Tokens of a playground conversation, or of a prompt with one answer, at a vocabulary of 3,000: 410,106 / 13,650."""
+
 _BYTES_OF_STATE = {"muon": 12, "adamw": 16}
 """Bytes a parameter while training: fp32 weight, gradient, and one (Muon) or two (AdamW) moments."""
 
@@ -57,8 +60,8 @@ def probe_flops(recipe: Recipe, config: ModelConfig, seconds: float = 2.0) -> fl
 def plan_recipe(recipe: Recipe, flops_per_second: float) -> tuple[ModelConfig, list[StagePlan]]:
     """The model's shape and an estimate for each training stage that the recipe names.
 
-    What depends on data that is not there yet is taken from the recipe's limits: pairs and conversations of the
-    playground by its sizes at an average length of half a sequence; of files, not at all (said by the caller).
+    What depends on data that is not there yet is taken from the sizes of the playground; stages on files of unknown
+    length are left out, and the caller says so.
     """
     config = model_config(recipe, recipe.tokenizer.vocab_size)
     world = recipe.playground
@@ -68,12 +71,12 @@ def plan_recipe(recipe: Recipe, flops_per_second: float) -> tuple[ModelConfig, l
     }
     tokens: dict[str, float] = {"pretrain": float(recipe.pretrain.tokens)}
     if uses["conversations"]:
-        tokens["sft"] = recipe.sft.epochs * world.num_conversations * 60.0
+        tokens["sft"] = recipe.sft.epochs * world.num_conversations * _TOKENS_OF_EXCHANGE
     if uses["preferences"]:
-        tokens["reward"] = recipe.reward.epochs * world.num_preferences * 2 * 40.0
-        tokens["dpo"] = recipe.dpo.epochs * world.num_preferences * 2 * 40.0
+        tokens["reward"] = recipe.reward.epochs * world.num_preferences * 2 * _TOKENS_OF_EXCHANGE
+        tokens["dpo"] = recipe.dpo.epochs * world.num_preferences * 2 * _TOKENS_OF_EXCHANGE
     ppo = recipe.ppo
-    answered = ppo.steps * ppo.batch_prompts * (20.0 + ppo.max_new_tokens / 2)
+    answered = ppo.steps * ppo.batch_prompts * min(_TOKENS_OF_EXCHANGE, ppo.sequence_length)
     # A rollout is read by four models once (forward), and trained on by two for some epochs.
     tokens["ppo"] = answered * (4 / 3 + 2 * ppo.epochs)
     plans = []
@@ -114,12 +117,16 @@ def print_plan(recipe: Recipe, price: float | None) -> None:
         if price is not None:
             cells.append(f"{plan.seconds / 3600 * price:.2f}")
         table.add_row(*cells)
+    planned = {plan.stage for plan in plans}
     console = Console()
     console.print(table)
     console.print(
         f"This machine multiplies at {speed / 1e9:,.0f} GFLOP/s (measured now); training is assumed to reach "
         f"{UTILISATION:.0%} of it. Data preparation and evaluation are not counted."
     )
+    unknown = [stage for stage in ("sft", "reward", "dpo") if stage in recipe.stages and stage not in planned]
+    if unknown:
+        console.print(f"Not planned, since their data has not been read yet: {', '.join(unknown)}.")
     if recipe.pretrain.tokens < 10 * config.num_parameters:
         console.print(
             f"{recipe.pretrain.tokens / config.num_parameters:.1f} tokens a parameter is far below the 20 of "
