@@ -45,7 +45,7 @@ def execute(context: Context) -> Outcome:
         world=world,
         unit="pairs",
         evaluate=look,
-        evaluate_every=max(1, num_steps // 4),
+        evaluate_every=max(1, num_steps // 2),
     )
     save_stage_model(context, model, tokenizer)
     accuracy, by_reason = pair_accuracy(model, tokenizer, validation, settings.sequence_length)
