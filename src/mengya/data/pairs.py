@@ -64,6 +64,11 @@ class PairBatch:
             *(torch.cat([getattr(self.chosen, name), getattr(self.rejected, name)]) for name in names)
         )
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both sides, prompts included, padding not."""
+        return int(self.chosen.lengths_B.sum() + self.rejected.lengths_B.sum())
+
     def to(self, device: torch.device | str) -> PairBatch:
         return PairBatch(self.chosen.to(device), self.rejected.to(device), self.indices_B.to(device))
 

@@ -46,4 +46,5 @@ def execute(context: Context) -> Outcome:
     outcome = aligned_outcome(context, model, tokenizer, world)
     outcome.counts = {**totals, **counts}
     outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")
+    outcome.metrics["dpo.tokens_per_second"] = per_second(totals)
     return outcome

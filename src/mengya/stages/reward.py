@@ -55,6 +55,7 @@ def execute(context: Context) -> Outcome:
     metrics: dict[str, Any] = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
     metrics |= {f"reward.pair_accuracy.{reason}": value for reason, value in by_reason.items()}
     metrics["reward.pairs_per_second"] = per_second(totals, "pairs")
+    metrics["reward.tokens_per_second"] = per_second(totals)
     return Outcome(
         metrics=metrics,
         counts={**totals, **counts},

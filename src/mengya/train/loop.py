@@ -119,11 +119,11 @@ def fit(
 
     Resumes from the newest sound checkpoint under `directory`; interrupted anywhere and called again, it ends with the
     bits of an uninterrupted run (same hardware, same number of ranks). `unit` names what the objective counts: tokens
-    that carry loss, or pairs.
+    that carry loss, or pairs; then "tokens" are all that went through the model.
     """
     optimizer = Optimizer(model, settings)
     checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
-    totals: dict[str, Any] = {"step": 0, unit: 0, "skipped_steps": 0, "train_seconds": 0.0}
+    totals: dict[str, Any] = {"step": 0, "tokens": 0, unit: 0, "skipped_steps": 0, "train_seconds": 0.0}
     bad_in_a_row = 0
 
     def snapshot() -> TrainState:
@@ -147,13 +147,14 @@ def fit(
         MetricsLog(directory, start_step=totals["step"]) as log,
         Progress(directory.name, total=num_steps, start=totals["step"]) as bar,
     ):
-        mark, mark_count = time.perf_counter(), totals[unit]
+        mark, mark_totals = time.perf_counter(), dict(totals)
         while totals["step"] < num_steps:
             rate = rate_factor(totals["step"], num_steps, settings)
+            micro_batches = next(steps)
             result = optimizer_step(
                 model,
                 optimizer,
-                next(steps),
+                micro_batches,
                 objective,
                 rate=rate,
                 gradient_clip=settings.gradient_clip,
@@ -161,6 +162,8 @@ def fit(
             )
             totals["step"] += 1
             totals[unit] += result.count
+            if unit != "tokens":
+                totals["tokens"] += sum(batch.num_tokens for batch in micro_batches)
             bad_in_a_row = 0 if result.finite else bad_in_a_row + 1
             totals["skipped_steps"] += not result.finite
             if bad_in_a_row == _MAX_BAD_STEPS:
@@ -178,9 +181,10 @@ def fit(
                 continue
             elapsed = time.perf_counter() - mark
             totals["train_seconds"] += elapsed
-            speed = (totals[unit] - mark_count) / elapsed
-            numbers = {unit: totals[unit], "loss": result.loss, "lr": rate * settings.learning_rate}
-            numbers |= {"grad_norm": result.grad_norm, f"{unit}_per_second": speed, **result.means}
+            counts = {name: totals[name] for name in ("tokens", unit)}
+            speeds = {f"{name}_per_second": (count - mark_totals[name]) / elapsed for name, count in counts.items()}
+            numbers = {**counts, "loss": result.loss, "lr": rate * settings.learning_rate}
+            numbers |= {"grad_norm": result.grad_norm, **speeds, **result.means}
             if evaluated and evaluate is not None:
                 model.eval()
                 numbers |= evaluate()
@@ -188,13 +192,14 @@ def fit(
             if world.is_main:
                 if logged or evaluated:
                     log.write(step, **numbers)
-                bar.update(step, **{"loss": result.loss, f"{unit}_per_second": speed})
+                speed = f"{unit}_per_second"
+                bar.update(step, **{"loss": result.loss, speed: speeds[speed]})
                 if saved:
                     checkpoints.save(snapshot())
             world.barrier()
             if signal_came() and not last:
                 raise Interrupted(directory.name, step)
-            mark, mark_count = time.perf_counter(), totals[unit]
+            mark, mark_totals = time.perf_counter(), dict(totals)
     model.eval()
     return totals
 
