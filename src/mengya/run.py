@@ -177,12 +177,15 @@ class Run:
         wanted = self.wanted(recipe, stage)
         identity = sha256_of(wanted)
         self._make_room(directory, identity)
-        remove_partials(directory)
         resumed = (directory / "started.json").exists()
+        spent = _seconds_spent(directory) if resumed else 0.0
+        remove_partials(directory)
         started = time.time()
-        write_json(directory / "started.json", {**wanted, "identity": identity})
+        write_json(
+            directory / "started.json", {**wanted, "identity": identity, "began": started, "seconds_before": spent}
+        )
         outcome = stage.execute(Context(recipe, self, stage))
-        seconds = time.time() - started
+        seconds = spent + time.time() - started
         manifest = {
             "stage": stage.name,
             "mengya": __version__,
@@ -247,6 +250,13 @@ class Run:
             shutil.rmtree(directory)
         os.replace(place, directory)
         return True
+
+
+def _seconds_spent(directory: Path) -> float:
+    """Seconds that an interrupted stage had run: until the last sign of life in its directory, for kill -9 says none."""
+    begun = read_json(directory / "started.json")
+    last = max(path.stat().st_mtime for path in directory.rglob("*"))
+    return float(begun["seconds_before"] + max(last - begun["began"], 0.0))
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -62,6 +62,8 @@ class Source(Settings):
     """Read at most this many rows, from the start."""
     copies: Positive = 1
     """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
+    balance_lengths: bool = False
+    """Drop pairs until the better answer is the longer one as often as the shorter, so that length tells nothing."""
 
     @property
     def label(self) -> str:

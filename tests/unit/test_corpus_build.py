@@ -203,6 +203,24 @@ def test_preference_pairs_of_one_prompt_are_kept_unless_equal(tmp_path: Path) ->
     assert manifest["kept"]["pairs"] == 61
 
 
+def test_a_balanced_source_has_the_longer_answer_better_as_often_as_the_shorter(tmp_path: Path) -> None:
+    def pair(number: int, source: str, chosen: str, rejected: str) -> PreferencePair:
+        return PreferencePair((Message("user", f"问{number}"),), chosen, rejected, source, "", f"{source}:{number}")
+
+    pairs = [pair(number, "long", "又长又好", "坏") for number in range(90)]
+    pairs += [pair(number, "long", "好", "又长又坏") for number in range(90, 120)]
+    pairs += [pair(number, "long", "好", "坏") for number in range(120, 130)]  # of one length: say nothing, stay
+    pairs += [pair(number, "as is", "又长又好", "坏") for number in range(130, 150)]
+    manifest, drops = build_preferences(pairs, SETTINGS, 0, tmp_path, {}, {"long"})
+    again, _ = build_preferences(reversed(pairs), SETTINGS, 0, tmp_path / "again", {}, {"long"})
+    assert {(drop.reason, drop.source, drop.excerpt[-5]) for drop in drops} == {("length_balance", "long", "长")}
+    assert manifest["funnel"][-1] == {"step": "length_balance", "pairs": 90, "characters": again["kept"]["characters"]}
+    kept = {name: [row["origin"] for p in ("train", "validation") for row in read_jsonl(place / f"{p}.jsonl")]
+            for name, place in (("one", tmp_path), ("other", tmp_path / "again"))}  # fmt: skip
+    assert sorted(kept["one"]) == sorted(kept["other"]), "which pairs go must not depend on their order"
+    assert sum(origin.startswith("as is") for origin in kept["one"]) == 20
+
+
 def test_the_score_counts_misses_and_false_alarms() -> None:
     def drop(origin: str, reason: str, twin: str | None = None) -> Drop:
         return Drop(origin, "s", reason, 1, "", twin)

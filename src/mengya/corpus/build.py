@@ -13,7 +13,7 @@ import hashlib
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -222,13 +222,28 @@ def build_preferences(
     seed: int,
     directory: Path,
     copies: Mapping[str, int] = MappingProxyType({}),
+    balanced: Collection[str] = (),
 ) -> tuple[Manifest, list[Drop]]:
-    """The manifest of a set of preference pairs, and every drop ("empty", "equal_answers", "duplicate_pair").
+    """The manifest of a set of preference pairs, and every drop.
 
-    One prompt may have several pairs (a ranking gives them); only a pair that stood before is dropped. Pairs whose
-    prompts open with the same question fall on the same side of the split. `copies` as for conversations.
+    Reasons: "empty", "equal_answers", "duplicate_pair", "length_balance". One prompt may have several pairs (a ranking
+    gives them); only a pair that stood before is dropped. Of the sources in `balanced`, pairs are dropped until the
+    better answer is the longer one as often as the shorter. Pairs whose prompts open with the same question fall on
+    the same side of the split. `copies` as for conversations.
     """
-    return _build(preferences, "pairs", settings, seed, directory, copies)
+    return _build(preferences, "pairs", settings, seed, directory, copies, balanced)
+
+
+def _unbalanced(pairs: Iterable[PreferencePair], seed: int) -> list[PreferencePair]:
+    """The pairs to drop so that length does not tell the better answer; which of them is decided by their hash."""
+    longer: list[PreferencePair] = []
+    shorter: list[PreferencePair] = []
+    for pair in pairs:
+        if len(pair.chosen) != len(pair.rejected):
+            (longer if len(pair.chosen) > len(pair.rejected) else shorter).append(pair)
+    more, fewer = (longer, shorter) if len(longer) > len(shorter) else (shorter, longer)
+    more.sort(key=lambda pair: hash64(f"balance {seed}", f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}".encode()))
+    return more[len(fewer) :]
 
 
 def _build(
@@ -238,11 +253,11 @@ def _build(
     seed: int,
     directory: Path,
     copies: Mapping[str, int],
+    balanced: Collection[str] = (),
 ) -> tuple[Manifest, list[Drop]]:
     funnel = Funnel(unit)
     first: dict[bytes, str] = {}
-    train: list[Conversation | PreferencePair] = []
-    validation: list[Conversation | PreferencePair] = []
+    alive: list[Conversation | PreferencePair] = []
     read_characters = 0
     for record in records:
         funnel.read[record.source] += 1
@@ -268,12 +283,27 @@ def _build(
             funnel.drops.append(Drop(record.origin, record.source, reason, num_characters(record), excerpt, twin))
             continue
         first[key] = record.origin
+        alive.append(record)
+    funnel.step("read", sum(funnel.read.values()), read_characters)
+    funnel.left("duplicates", alive)
+    if balanced:
+        gone: set[int] = set()
+        for source in sorted(balanced):
+            pairs = [record for record in alive if isinstance(record, PreferencePair) and record.source == source]
+            for pair in _unbalanced(pairs, seed):
+                excerpt = f"{pair.prompt[-1].content}\n{pair.chosen}\n{pair.rejected}"[:_EXCERPT]
+                funnel.drops.append(Drop(pair.origin, source, "length_balance", num_characters(pair), excerpt))
+                gone.add(id(pair))
+        alive = [record for record in alive if id(record) not in gone]
+        funnel.left("length_balance", alive)
+    train: list[Conversation | PreferencePair] = []
+    validation: list[Conversation | PreferencePair] = []
+    for record in alive:
         funnel.kept[record.source] += 1
+        prompt = record.prompt if isinstance(record, PreferencePair) else record.messages[:-1]
         opening = [message for message in prompt if message.role == "user"][:1]
         held_out = in_validation(_prompt_key(opening), settings.validation_fraction, seed)
         (validation if held_out else train).append(record)
-    funnel.step("read", sum(funnel.read.values()), read_characters)
-    funnel.left("duplicates", [*train, *validation])
     _check_parts(len(train), len(validation), settings.validation_fraction, unit)
     manifest = _write(funnel, train, validation, directory, copies)
     manifest["copies"] = {source: number for source, number in copies.items() if number > 1}

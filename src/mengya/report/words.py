@@ -134,6 +134,7 @@ STEPS_AND_REASONS = {
     "equal_answers": "两个回答相同",
     "duplicate_prompt": "重复的问题",
     "duplicate_pair": "重复的偏好对",
+    "length_balance": "平衡长度",
     "invalid_json": "不是 JSON",
     "invalid_csv": "不是 CSV",
     "not_an_object": "不是对象",

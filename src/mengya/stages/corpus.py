@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
     held_out: dict[str, list[Record]] = {"conversations": [], "preferences": []}
     for name, kind, builder in (
         ("conversations", "conversation", build_conversations),
-        ("preferences", "preference", build_preferences),
+        (
+            "preferences",
+            "preference",
+            partial(build_preferences, balanced={s.label for s in settings.preferences if s.balance_lengths}),
+        ),
     ):
         sources: list[Source] = getattr(settings, name)
         embedded: list[Any] = []
