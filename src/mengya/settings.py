@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -62,6 +62,8 @@ class Source(Settings):
     """Read at most this many rows, from the start."""
     copies: Positive = 1
     """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
+    rules: dict[str, Any] = {}
+    """Settings of cleaning that differ for this source."""
     balance_lengths: bool = False
     """Drop pairs until the better answer is the longer one as often as the shorter, so that length tells nothing."""
 
@@ -75,7 +77,39 @@ class Source(Settings):
 SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]]
 
 
-class CorpusSettings(Settings):
+class CleaningSettings(Settings):
+    pass
+
+
+class SlurmSettings(Settings):
+    """How the tasks of a phase are given to Slurm; see docs/data.md."""
+
+    partition: str
+    time: str = "24:00:00"
+    """Limit of one task, as sbatch reads it."""
+    mem_per_cpu_gb: Positive = 4
+    qos: str | None = None
+    env_command: str | None = None
+    """Shell line that a task begins with, e.g. one that activates the environment."""
+    sbatch_args: dict[str, str] = {}
+    """Further options of sbatch."""
+    poll_seconds: PositiveFloat = 10.0
+    """Between two looks at the queue."""
+
+
+class ExecutorSettings(Settings):
+    """Where the tasks of data processing run; the result does not depend on it."""
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local: processes of this machine; ray and slurm: a cluster that shares this file system."""
+    num_processes: Positive = 2
+    """Tasks at a time."""
+    ray_address: str | None = None
+    """Of a running Ray cluster ("auto" finds it); a local one is started when absent."""
+    slurm: SlurmSettings | None = None
+
+
+class CorpusSettings(ExecutorSettings):
     """Sources, and the thresholds of cleaning. Shares are of the characters that are not white space, unless said."""
 
     documents: SourceList = []
@@ -111,8 +145,15 @@ class CorpusSettings(Settings):
     """Share of records held out, chosen by content hash so that it is stable when data is added."""
     max_reject_share: Fraction = 0.05
     """Share of unreadable rows above which the stage stops."""
-    num_processes: Positive = 2
-    """Processes that clean; the result does not depend on it."""
+    part_characters: Positive = 1 << 25
+    """Characters that one task works on at a time, about 100 MB of Chinese: it bounds the memory of a process."""
+
+
+HOW_NOT_WHAT: dict[str, frozenset[str]] = {
+    "corpus": frozenset(ExecutorSettings.model_fields),
+    "shards": frozenset({"num_workers"}),
+}
+"""Keys of sections that change how fast and where a stage runs, never its result; so they make nothing stale."""
 
 
 class TokenizerSettings(Settings):

@@ -11,6 +11,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import ftfy
@@ -277,7 +278,14 @@ def first_reason(text: str, settings: Thresholds) -> str | None:
     return None
 
 
-def clean_batch(texts: Iterable[str], settings: Thresholds) -> list[tuple[str, str | None]]:
+def clean_batch(texts: Iterable[str], settings: Thresholds) -> list[Cleaned]:
     """(normalised text, reason to drop it or None) of each: the work that a process is given."""
     cleaned = [without_repeated_paragraphs(normalise(text)) for text in texts]
-    return [(text, first_reason(text, settings)) for text in cleaned]
+    return [Cleaned(text, first_reason(text, settings)) for text in cleaned]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    text: str
+    reason: str | None
+    changed: tuple[str, ...] = ()

@@ -203,3 +203,20 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, seed: int = 1)
             else:
                 kept.append(index)
     return sorted(found, key=lambda duplicate: duplicate.index)
+
+
+def write_signatures(texts, stem) -> int:
+    texts = list(texts)
+    np.save(stem.with_name(stem.name + ".sig.npy"), np.array([len(texts)]))
+    return len(texts)
+
+
+def find_duplicates(stems, text_of, *, threshold=0.8, keep="longest", priority=None, directory=None):
+    n = sum(int(np.load(stem.with_name(stem.name + ".sig.npy"))[0]) for stem in stems)
+    texts = [text_of(i) for i in range(n)]
+    exact = exact_duplicates(texts)
+    gone = {d.index for d in exact}
+    alive = [i for i in range(n) if i not in gone]
+    for d in near_duplicates([texts[i] for i in alive], threshold):
+        exact.append(Duplicate(alive[d.index], alive[d.of], d.kind, d.similarity))
+    return exact
