@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 
-from mengya.corpus.clean import BLANK_LINES, HAN
+from mengya.corpus.normalise import BLANK_LINES, HAN
 
 _HAN = re.compile(f"[{HAN}]")
 _MIN_BOILERPLATE = 6

@@ -22,33 +22,19 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from mengya.corpus.boilerplate import Boilerplate
-from mengya.corpus.clean import Thresholds, clean_batch, too_short
+from mengya.corpus.clean import clean_batch, too_short
 from mengya.corpus.dedup import Duplicate, exact_duplicates, exact_key, near_duplicates
 from mengya.corpus.funnel import Drop, Funnel, Manifest, hash64, num_characters, score_dedup
 from mengya.corpus.records import Conversation, Document, Message, PreferencePair, Record, to_row
 from mengya.errors import UserError
 from mengya.files import write_jsonl
+from mengya.settings import CorpusSettings
 
 __all__ = ["Drop", "Manifest", "build_conversations", "build_corpus", "build_preferences", "score_dedup"]
 
 _BATCH = 500  # documents a task of a process
 _COMMONEST = 20  # boilerplate lines shown
 _EXCERPT = 200  # characters
-
-
-class BuildSettings(Thresholds, Protocol):
-    """What building asks of its settings: `clean.CleanSettings`, or the recipe's model with fields of these names."""
-
-    @property
-    def boilerplate_documents(self) -> int: ...
-    @property
-    def boilerplate_share(self) -> float: ...
-    @property
-    def near_duplicate_threshold(self) -> float: ...
-    @property
-    def validation_fraction(self) -> float: ...
-    @property
-    def num_processes(self) -> int: ...
 
 
 class Split(Protocol):
@@ -86,15 +72,15 @@ def _check_parts(num_train: int, num_validation: int, fraction: float, unit: str
         )
 
 
-def _cleaned(documents: Iterator[Document], settings: BuildSettings) -> Iterator[tuple[Document, str, str | None]]:
+def _cleaned(documents: Iterator[Document], settings: CorpusSettings) -> Iterator[tuple[Document, str, str | None]]:
     """(document, normalised text, reason to drop it) in order; with several processes when there is work for them."""
     work = partial(clean_batch, settings=settings)
     batches = iter(lambda: list(islice(documents, _BATCH)), [])
     first = list(islice(batches, 4))
     if settings.num_processes <= 1 or len(first) < 4:
         for batch in chain(first, batches):
-            for document, (text, reason) in zip(batch, work([document.text for document in batch]), strict=True):
-                yield document, text, reason
+            for document, cleaned in zip(batch, work([document.text for document in batch]), strict=True):
+                yield document, cleaned.text, cleaned.reason
         return
     # spawn, not fork: the parent may hold threads (torch, pyarrow) whose locks a fork would copy.
     with multiprocessing.get_context("spawn").Pool(settings.num_processes) as pool:
@@ -105,12 +91,12 @@ def _cleaned(documents: Iterator[Document], settings: BuildSettings) -> Iterator
             # So many tasks and no more are under way: Pool.imap would read the whole input ahead of the workers.
             if pending and (not batch or len(pending) > 2 * settings.num_processes):
                 ready, result = pending.pop(0)
-                for document, (text, reason) in zip(ready, result.get(), strict=True):
-                    yield document, text, reason
+                for document, cleaned in zip(ready, result.get(), strict=True):
+                    yield document, cleaned.text, cleaned.reason
 
 
 def build_corpus(
-    documents: Iterable[Document], settings: BuildSettings, seed: int, directory: Path
+    documents: Iterable[Document], settings: CorpusSettings, seed: int, directory: Path
 ) -> tuple[Manifest, list[Drop]]:
     """The manifest of a pretraining corpus, and every drop; the files are described at the head of this module.
 
