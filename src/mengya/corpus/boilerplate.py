@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import numpy.typing as npt
 
-from mengya.corpus.clean import BLANK_LINES, HAN
+from mengya.corpus.normalise import BLANK_LINES, HAN
 
 _HAN = re.compile(f"[{HAN}]")
 _MIN_BOILERPLATE = 6

@@ -30,13 +30,13 @@ from datatrove.pipeline.base import PipelineStep
 from mengya.console import say
 from mengya.corpus.blocks import Cleaner, PartsWriter, Reader
 from mengya.corpus.boilerplate import Boilerplate
-from mengya.corpus.clean import too_short
 from mengya.corpus.dedup import exact_key, find_duplicates, write_signatures
 from mengya.corpus.funnel import Drop, Funnel, Manifest
 from mengya.corpus.inputs import Input
 from mengya.corpus.parts import PartIndex, PartWriter, RowsWriter, list_parts, read_part, read_zst, write_zst
 from mengya.corpus.phases import PhaseResult, run_phase
 from mengya.corpus.records import to_row
+from mengya.corpus.rules import too_short
 from mengya.corpus.split import check_parts, in_validation
 from mengya.corpus.streams import Rejects
 from mengya.files import atomic_directory, atomic_path, read_json, write_json, write_jsonl
@@ -74,7 +74,7 @@ class Job:
 
 def _clean_pipeline(task: int, job: Job, inputs: Sequence[Input]) -> list[PipelineStep]:
     reader = Reader(inputs[task])
-    cleaner = Cleaner(job.settings.model_copy(update=dict(inputs[task].rules)))
+    cleaner = Cleaner(job.settings.cleaning(inputs[task].rules))
     return [reader, cleaner, PartsWriter(job.clean_directory(task), reader, cleaner, job.settings.part_characters)]
 
 

@@ -47,7 +47,7 @@ def _inputs(sources: list[Source], embedded: list[Document]) -> list[Input]:
     """What the documents are read from, in the recipe's order: a source's files one by one."""
     inputs: list[Input] = []
     for source in sources:
-        inputs += [ListInput(playground.SOURCE, embedded)] if source.playground else file_inputs(source)
+        inputs += [ListInput(playground.SOURCE, embedded, source.rules)] if source.playground else file_inputs(source)
     return inputs
 
 
