@@ -284,8 +284,8 @@ def _short(value: Any) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Highest resident memory of this process so far (of the whole process, not of the stage alone)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Highest resident memory so far of this process, or of one that it started, whichever had more."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
 
 
 def versions() -> dict[str, str]:
