@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -10,6 +11,7 @@ from mengya.corpus.conversation_layouts import instruction_and_input
 from mengya.corpus.packed_layouts import is_chatml, is_packed, template_turns, without_end_marks
 from mengya.corpus.records import PreferencePair
 from mengya.corpus.turns import (
+    NOT_CONVERTIBLE,
     ROLE_NAMES,
     Converter,
     FormatError,
@@ -113,26 +115,34 @@ def cvalues(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
     return [_pair([("user", field(row, "prompt"))], field(row, "pos_resp"), field(row, "neg_resp"), repairs)]
 
 
-def _ranked_pairs(prompt: list[Turn], ranked: list[Any], repairs: Counter[str]) -> list[PreferencePair]:
+def _ranked_pairs(
+    ranked: Sequence[Any], pair: Callable[[Any, Any], PreferencePair], repairs: Counter[str]
+) -> list[PreferencePair]:
     """Neighbours of a ranking, best first: n answers give n - 1 pairs, and no answer is in more than two of them.
 
-    A pair that is empty or equal is left out ("ranked_pair_left_out") without losing the others.
+    A pair that is empty or equal is left out ("ranked_pair_left_out") without losing the others. Where none is left,
+    the FormatError is that of the first pair, or "no two answers to compare" for equal ones or a single one.
     """
     records: list[PreferencePair] = []
+    errors: list[FormatError] = []
     for better, worse in pairwise(ranked):
         try:
-            records.append(_pair(prompt, better, worse, repairs))
-        except FormatError:
-            repairs["ranked_pair_left_out"] += 1
+            records.append(pair(better, worse))
+        except FormatError as error:
+            errors.append(error)
     if not records:
-        raise FormatError("no two answers to compare")
+        raise next(
+            (error for error in errors if error.reason not in NOT_CONVERTIBLE), FormatError("no two answers to compare")
+        )
+    if errors:
+        repairs["ranked_pair_left_out"] += len(errors)
     return records
 
 
 def ranked(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
     """{"instruction", "input", "output": [best, …, worst], "history"?}: oaast_rm_zh, comparison_gpt4 of 2023."""
     prompt = [*pairs(row.get("history")), ("user", instruction_and_input(row, repairs))]
-    return _ranked_pairs(prompt, listed(row, "output"), repairs)
+    return _ranked_pairs(listed(row, "output"), lambda better, worse: _pair(prompt, better, worse, repairs), repairs)
 
 
 def comparison(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
@@ -148,7 +158,8 @@ def comparison(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
             raise FormatError("answer without a score", str(answer)[:40])
         scored.setdefault(answer["score"], field(answer, "response", "text"))
     best_first = [scored[score] for score in sorted(scored, reverse=True)]
-    return _ranked_pairs([("user", field(row, "user_input", "prompt"))], best_first, repairs)
+    prompt: list[Turn] = [("user", field(row, "user_input", "prompt"))]
+    return _ranked_pairs(best_first, lambda better, worse: _pair(prompt, better, worse, repairs), repairs)
 
 
 def scored_dialogues(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
@@ -163,15 +174,12 @@ def scored_dialogues(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
         if not _is_number(score):
             raise FormatError("answer without a score", str(score)[:40])
         scored.setdefault(score, role_turns(field(candidate, "conversation"), "role", "content"))
-    records: list[PreferencePair] = []
-    for better, worse in pairwise(sorted(scored, reverse=True)):
-        try:
-            records.append(_pair(*_answers_after_the_same(scored[better], scored[worse]), repairs))
-        except FormatError:
-            repairs["ranked_pair_left_out"] += 1
-    if not records:
-        raise FormatError("no two answers to compare")
-    return records
+    best_first = [scored[score] for score in sorted(scored, reverse=True)]
+
+    def pair(better: list[Turn], worse: list[Turn]) -> PreferencePair:
+        return _pair(*_answers_after_the_same(better, worse), repairs)
+
+    return _ranked_pairs(best_first, pair, repairs)
 
 
 def message_lists(row: Row, repairs: Counter[str]) -> list[PreferencePair]:

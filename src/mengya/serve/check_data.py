@@ -99,9 +99,9 @@ def _reasons(tally: Tally, file: Path) -> list[str]:
 def _repeated(result: Survey) -> str:
     if not result.repeated_prompts:
         return ""
-    what = "texts" if result.kind == "document" else f"prompts, {result.repeated_records:,} with the same answer"
+    what = "texts" if result.kind == "document" else f"prompts ({result.repeated_records:,} with the same answer)"
     compared = f" (of the first {result.num_hashed:,})" if result.num_hashed < result.num_records else ""
-    return f"{result.repeated_prompts:,} {what}{compared}"
+    return f"{what}: {result.repeated_prompts:,} were there before{compared}"
 
 
 def _histogram(result: Survey) -> str:
