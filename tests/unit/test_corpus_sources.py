@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from mengya.corpus import sources, streams
-from mengya.corpus.sources import Rejects, read_rows
+from mengya.corpus import json_rows, sources, streams
+from mengya.corpus.sources import Rejects, container_of, read_rows
 from mengya.errors import UserError
 
 ROWS = [{"text": f"第{number}个故事：从前有一只小猫。"} for number in range(5)]
@@ -50,6 +51,89 @@ def test_the_same_rows_come_out_of_every_container_and_compression(tmp_path: Pat
         assert rows == ROWS, file.name
         assert rejects.num_rows == 5
         assert not rejects.counts
+
+
+def test_a_zip_gives_the_rows_of_all_its_readable_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.json.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b.jsonl", LINES)
+        archive.writestr("a.json", json.dumps(ROWS))
+        archive.writestr("__MACOSX/a.json", "x")
+        archive.writestr("readme.md", "x")
+        archive.writestr("c.parquet", "x")
+    rejects = Rejects()
+    found = list(read_rows(file, rejects))
+    assert [row for _, row in found] == ROWS + ROWS
+    assert found[5][0] == f"{file}/b.jsonl:1"
+    assert rejects.counts == {"parquet_inside_zip": 1}
+    assert container_of(file) == "JSON array and 2 more, .zip"
+
+
+def test_a_damaged_zip_is_counted_or_the_users_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.jsonl", LINES)
+    data = file.read_bytes()
+    half = data.index("第4".encode())
+    put(file, data[:half] + b"XYZ" + data[half + 3 :])  # the checksum is wrong
+    assert read(file)[1].counts["corrupt_file"] == 1
+    with pytest.raises(UserError, match="not a zip file"):
+        read(put(file, data[: len(data) // 2]))
+
+
+YAML = """categories:
+- AI
+conversations:
+- - 你好吗
+  - 是
+- - 哪一年
+  - 1963
+  - Yes
+"""
+
+
+def test_yaml_scalars_are_text_and_entries_rows(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.yml", YAML)
+    rejects = Rejects()
+    assert list(read_rows(file, rejects)) == [
+        (f"{file}:4", {"items": ["你好吗", "是"], "category": "AI"}),
+        (f"{file}:6", {"items": ["哪一年", "1963", "Yes"], "category": "AI"}),
+    ]
+    assert read(put(tmp_path / "b.yaml", "- {a: x}\n- plain\n"))[0] == [{"a": "x"}]
+    for bad in ("a: [", "a: &x [1]\nb: *x\n", "\0"):
+        rows, rejects = read(put(tmp_path / "c.yml", bad))
+        assert (rows, rejects.counts) == ([], {"invalid_yaml": 1})
+
+
+def test_an_object_of_objects_gives_its_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {f"k{number}": {"text": f'第{number}个 " }} {{', "more": {"text": "x"}} for number in range(2000)}
+    expected = [{"id": key, **row} for key, row in value.items()]
+    monkeypatch.setattr(streams, "SNIFF_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "SNIFF_BYTES", 1000)
+    for indent in (None, 2):
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
+        file = put(tmp_path / "a.json", text)
+        assert container_of(file) == "JSON object of objects"
+        rows, rejects = read(file)
+        assert rows == expected
+        assert not rejects.counts
+        rows, rejects = read(put(file, text.replace('"第7个', '"第7个" x', 1)))
+        assert rows == expected[:7] + expected[8:]
+        assert rejects.counts == {"invalid_json": 1}
+
+
+def test_a_pretty_printed_row_and_lines_of_objects_are_no_object_of_objects(tmp_path: Path) -> None:
+    pair = {"chosen": {"role": "user", "text": "x"}, "rejected": {"role": "user", "text": "y"}}
+    assert read(put(tmp_path / "a.json", json.dumps(pair, indent=1)))[0] == [pair]
+    triple = {name: {"text": "x"} for name in "abc"}
+    assert read(put(tmp_path / "a.json", f"{json.dumps(triple)}\n" * 2))[0] == [triple, triple]
+
+
+def test_a_list_of_messages_is_one_dialogue(tmp_path: Path) -> None:
+    said = [{"role": "client", "content": "问"}, {"role": "counselor", "content": "答", "annotation": []}]
+    assert read(put(tmp_path / "a.json", json.dumps(said, indent=1)))[0] == [{"items": said}]
+    cards = [{"role": "李白", "content": "诗人"}, {"role": "杜甫", "content": "诗人"}]
+    assert read(put(tmp_path / "a.json", json.dumps(cards)))[0] == cards
 
 
 def test_several_compressed_frames_in_one_file_are_one_stream(tmp_path: Path) -> None:
@@ -97,6 +181,38 @@ def test_a_broken_element_of_an_array_costs_itself_alone(tmp_path: Path) -> None
     rows, rejects = read(put(tmp_path / "a.json", text))
     assert rows == ROWS[:2] + ROWS[3:]
     assert rejects.counts == {"invalid_json": 1}
+
+
+@pytest.mark.parametrize("sniffed", [200, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_list_in_a_broken_element_is_not_taken_for_the_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: bool, indent: int | None, sniffed: int
+) -> None:
+    for module in (streams, json_rows):
+        monkeypatch.setattr(module, "SNIFF_BYTES", sniffed)
+    rows = [
+        {"conversations": [{"from": name, "value": f"{number}号] }}, {{"} for name in ("human", "gpt")], "id": number}
+        for number in range(60)
+    ]
+    text = json.dumps([[row] for row in rows] if outer else rows, ensure_ascii=False, indent=indent)
+    for number in (0, 30, 59):
+        for damage in (f'"{number}号"]', f'{number}号"'):
+            spoiled = text.replace(f'"{number}号]', damage, 1)
+            found, rejects = read(put(tmp_path / "a.json", spoiled))
+            assert found == [row for row in rows if row["id"] != number]
+            assert rejects.counts == {"invalid_json": 1}
+            assert (
+                rejects.samples[0].line
+                == 1 + text[: text.index(f'"{number}号')].count("\n") - ({None: 0, 1: 4 + outer}[indent])
+            )
+
+
+def test_what_follows_an_array_is_counted(tmp_path: Path) -> None:
+    text = json.dumps(ROWS, indent=1)
+    rows, rejects = read(put(tmp_path / "a.json", f"{text}\n{text}\n"))
+    assert rejects.counts == {"text_after_the_array": 1}
+    assert rows == ROWS
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.json.zst", "a.json.gz"])

@@ -1,4 +1,7 @@
-"""Layouts of public Chinese instruction data: a row → conversations. One function a layout, named as in `formats`.
+"""Layouts of public Chinese instruction data with one field a question or answer, and the table of all of them.
+
+One function a layout, named as in `formats`; those with lists of turns are in `dialogue_layouts`, those with turns
+packed into one string in `packed_layouts`.
 
 A converter gives records without source and origin. A recogniser looks at the fields of one row only; the table at the
 end has the narrower layout before the wider one.
@@ -6,11 +9,32 @@ end has the narrower layout before the wider one.
 
 from __future__ import annotations
 
-import json
 import re
+import zlib
 from collections import Counter
 from typing import Any
 
+from mengya.corpus.dialogue_layouts import (
+    chatterbot,
+    crosswoz,
+    disc_med,
+    emollm,
+    firefly,
+    kdconv,
+    kto,
+    messages,
+    sharegpt,
+    smile,
+)
+from mengya.corpus.packed_layouts import (
+    belle_multiturn,
+    conversation,
+    huatuogpt,
+    is_packed,
+    lawyer_history,
+    moss002,
+    moss003,
+)
 from mengya.corpus.records import Conversation
 from mengya.corpus.turns import (
     Converter,
@@ -19,18 +43,11 @@ from mengya.corpus.turns import (
     Row,
     Turn,
     as_text,
-    conversation_messages,
     field,
     listed,
+    objects,
     pairs,
-    role_turns,
-    tool_call,
 )
-
-
-def _conversation(turns: list[Turn], repairs: Counter[str], kind: Any = "") -> list[Conversation]:
-    kind = kind if isinstance(kind, str) else ""
-    return [Conversation(conversation_messages(turns, repairs), source="", kind=kind)]
 
 
 def instruction_and_input(row: Row, repairs: Counter[str]) -> str:
@@ -46,208 +63,102 @@ def alpaca(row: Row, repairs: Counter[str]) -> list[Conversation]:
     field(row, "instruction", "instruct")
     turns: list[Turn] = [("system", row.get("system")), *pairs(row.get("history"))]
     turns += [("user", instruction_and_input(row, repairs)), ("assistant", field(row, "output"))]
-    return _conversation(turns, repairs)
+    return conversation(turns, repairs)
+
+
+_BARE_PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_<])(NAME|AUTHOR|DATE)(?![A-Za-z0-9_>])")
+_ANY_PLACEHOLDER = re.compile(
+    rf"<(?:NAME|AUTHOR|DATE)>|\{{\{{\s*(?:name|author|date)\s*\}}\}}|{_BARE_PLACEHOLDER.pattern}"
+)
+
+
+def self_cognition(row: Row, repairs: Counter[str]) -> list[Conversation]:
+    """As `alpaca`, for the files that teach a model its name: a bare NAME, AUTHOR or DATE is a placeholder as well.
+
+    In every other layout only <NAME> and {{name}} are placeholders, for "NAME" may be a column of SQL.
+    """
+
+    def marked(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        text, count = _BARE_PLACEHOLDER.subn(r"<\1>", value)
+        if count:
+            repairs["bare_placeholder_marked"] += 1
+        return text
+
+    return alpaca({name: marked(value) for name, value in row.items()}, repairs)
 
 
 def huatuo_lists(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"instruction": [wordings of one question], "output": [answers]}: the first of each makes the conversation."""
+    """{"instruction": [wordings of one question], "input", "output": [answers]}: the first of each is taken."""
     questions, answers = listed(row, "instruction"), listed(row, "output")
     if not questions or not answers:
         raise FormatError("empty conversation")
     if len(questions) > 1 or len(answers) > 1:
         repairs["first_of_list"] += 1
-    return _conversation([("user", questions[0]), ("assistant", answers[0])], repairs)
+    question = as_text([questions[0], as_text(row.get("input"), repairs)], Counter())
+    return conversation([("user", question), ("assistant", answers[0])], repairs)
 
 
 def input_target(row: Row, repairs: Counter[str]) -> list[Conversation]:
     """{"input", "target" or "output", "kind"?}: the first Firefly and BELLE layouts, lawyer-llama."""
     turns: list[Turn] = [("user", field(row, "input")), ("assistant", field(row, "target", "output"))]
-    return _conversation(turns, repairs, row.get("kind", row.get("type")))
+    return conversation(turns, repairs, row.get("kind", row.get("type")))
 
 
 _QUESTION_WRAPPER = re.compile(r"^\s*(?:<s>)?\s*问[：:]\s*|\s*答[：:]\s*$")
-_QUESTIONS = ("prompt", "query", "question", "INSTRUCTION")
-_ANSWERS = ("response", "answer", "RESPONSE")
+_QUESTIONS = ("prompt", "query", "question", "INSTRUCTION", "q")
+_ANSWERS = ("response", "answer", "RESPONSE", "completion", "a")
 
 
 def prompt_response(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"prompt" | "query" | "question", "response" | "answer", "history"?}; ChatMed's "<s>问：…答：" is unwrapped."""
+    """{"prompt" | "query" | "question", "response" | "answer", "history"?}: Zhihu-KOL, ChatLM-mini, ChatMed, MiniMind's
+    first {"history", "q", "a"}. ChatMed's "<s>问：…答：" is unwrapped.
+    """
     question = as_text(field(row, *_QUESTIONS), repairs)
     turns: list[Turn] = [("system", row.get("system")), *pairs(row.get("history"))]
     turns += [("user", _QUESTION_WRAPPER.sub("", question)), ("assistant", field(row, *_ANSWERS))]
-    return _conversation(turns, repairs)
+    return conversation(turns, repairs)
 
 
-def firefly(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"conversation": [{"human", "assistant"}, …], "category"?}: Firefly, ShareGPT-90k, CodeChat."""
-    turns: list[Turn] = []
-    for turn in listed(row, "conversation"):
-        turns += [("user", field(turn, "human")), ("assistant", field(turn, "assistant"))]
-    return _conversation(turns, repairs, row.get("category"))
+_TRANSLATE = (
+    "把下面的文言文译成现代汉语：\n{}",
+    "请将这段文言文翻译成白话文：\n{}",
+    "{}\n\n这句话用现代汉语怎么说？",
+    "下面的古文是什么意思？\n{}",
+)
 
 
-def emollm(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"conversation": [{"system"?, "input", "output"}, …]}; a system text repeated at every turn counts once."""
-    turns: list[Turn] = []
-    systems: list[Turn] = []
-    for turn in listed(row, "conversation"):
-        if turn.get("system") and ("system", turn["system"]) not in systems:
-            systems.append(("system", turn["system"]))
-        turns += [("user", field(turn, "input")), ("assistant", field(turn, "output"))]
-    return _conversation(systems + turns, repairs)
-
-
-def _with_tools(row: Row, turns: list[Turn]) -> list[Turn]:
-    """The row's system text and its list of tools, before its turns."""
-    system: list[Turn] = [("system", row.get("system"))]
-    tools = row.get("tools")
-    if tools:
-        text = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-        system.append(("system", f"<tools>\n{text}\n</tools>"))
-    return system + turns
-
-
-def sharegpt(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"conversations": [{"from": "human" | "gpt" | "function_call" | "observation", "value"}], "tools"?}."""
-    return _conversation(_with_tools(row, role_turns(listed(row, "conversations"), "from", "value")), repairs)
-
-
-def messages(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"messages" | "conversations": [{"role", "content"}, …]}: OpenAI's and MiniMind's; tool calls become text."""
-    turns: list[Turn] = []
-    for message in listed(row, "messages", "conversations"):
-        role, content = field(message, "role"), message.get("content")
-        calls = message.get("tool_calls")
-        if calls:
-            text = (
-                calls if isinstance(calls, str) else "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
-            )
-            content = f"{content or ''}\n{tool_call(text)}"
-        turns.append((role, content))
-    return _conversation(_with_tools(row, turns), repairs)
-
-
-def disc_med(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"conversation": [{"role": "user" | "patient" | "assistant" | "doctor", "content"}]}."""
-    return _conversation(role_turns(listed(row, "conversation"), "role", "content"), repairs)
-
-
-def smile(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"dialog": [{"role": "client" | "counselor", "content"}]}; as a list of such objects, {"items": …}, too."""
-    return _conversation(role_turns(listed(row, "dialog", "items"), "role", "content"), repairs)
-
-
-_PACKED = re.compile(r"(?:^|\n|(?<=\s))(Human|Assistant|<user>|<bot>)\s*[:：]")
-_PACKED_ROLES = {"Human": "user", "<user>": "user", "Assistant": "assistant", "<bot>": "assistant"}
-
-
-def belle_multiturn(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"instruction": "Human: …\\nAssistant: …\\nHuman: …\\nAssistant:", "output"}; Huatuo's "<user>: … <bot>: …"."""
-    text = as_text(field(row, "instruction"), repairs)
-    _, *parts = _PACKED.split(text)
-    if not parts:
-        raise FormatError("no packed turns in 'instruction'", text[:40])
-    turns: list[Turn] = [
-        (_PACKED_ROLES[name], content.strip()) for name, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    if turns[-1] == ("assistant", ""):
-        turns.pop()  # the "Assistant:" that asks for the output
-    return _conversation([*turns, ("assistant", field(row, "output"))], repairs)
-
-
-_MOSS_MARK = re.compile(r"<\|(?:Human|MOSS|Commands|Results|Inner Thoughts)\|>:?|<eo[a-z]>")
-_CITATION = re.compile(r"<sup>.*?</sup>", re.DOTALL)
-
-
-def _moss_text(turn: Row, name: str, repairs: Counter[str]) -> str:
-    text = _MOSS_MARK.sub("", as_text(turn.get(name), repairs))
-    return _CITATION.sub("", text).strip()
-
-
-def moss003(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"meta_instruction", "chat": {"turn_1": {"Human", "Inner Thoughts", "Commands", "Tool Responses", "MOSS"}, …}}.
-
-    Inner thoughts and <sup> citations are left out. Commands become a tool call and its result; only then is
-    the meta instruction kept, since it says which tools there are and is the same English text everywhere else.
-    """
-    chat = field(row, "chat")
-    if not isinstance(chat, dict):
-        raise FormatError("field 'chat' is not an object")
-    turns: list[Turn] = []
-    uses_tools = False
-    for name in sorted(chat, key=lambda name: int(name.rpartition("_")[2])):
-        turn = chat[name]
-        turns.append(("user", _moss_text(turn, "Human", repairs)))
-        command = _moss_text(turn, "Commands", repairs)
-        if command not in ("", "None"):
-            uses_tools = True
-            turns += [("assistant", tool_call(command)), ("tool", _moss_text(turn, "Tool Responses", repairs))]
-        turns.append(("assistant", _moss_text(turn, "MOSS", repairs)))
-    system: list[Turn] = [("system", row.get("meta_instruction"))] if uses_tools else []
-    return _conversation(system + turns, repairs, row.get("category"))
-
-
-_MOSS002 = re.compile(r"\[(Human|MOSS)\]\s*[:：]")
-
-
-def moss002(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"plain_text": "[Human]: …<eoh> [MOSS]: …<eoa> …"}."""
-    _, *parts = _MOSS002.split(as_text(field(row, "plain_text"), repairs))
-    turns = [
-        ("user" if name == "Human" else "assistant", _MOSS_MARK.sub("", text))
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return _conversation(turns, repairs)
+def classical_bitext(row: Row, repairs: Counter[str]) -> list[Conversation]:
+    """{"classical", "modern", "book"}: NiuTrans. The question asks for a translation, in a wording fixed by the text."""
+    classical = as_text(field(row, "classical"), repairs)
+    if not classical:
+        raise FormatError("empty conversation")
+    wording = _TRANSLATE[zlib.crc32(classical.encode("utf-8", "replace")) % len(_TRANSLATE)]
+    turns: list[Turn] = [("user", wording.format(classical)), ("assistant", field(row, "modern"))]
+    return conversation(turns, repairs, "translation")
 
 
 def medical_csv(row: Row, repairs: Counter[str]) -> list[Conversation]:
     """{"department", "title", "ask", "answer"}: the question is the title and, where it says more, the ask."""
     title, ask = as_text(field(row, "title"), repairs), as_text(field(row, "ask"), repairs)
     question = ask if title in ask or not title else title if ask in title else f"{title}\n{ask}"
-    return _conversation([("user", question), ("assistant", field(row, "answer"))], repairs, row.get("department"))
-
-
-_SPEAKER = re.compile(r"^\s*\[(客户|律师)\]\s*")
-
-
-def lawyer_history(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"history": ["[客户] …", "[律师] …", …]}: lawyer-llama's multi-turn counsel."""
-    turns: list[Turn] = []
-    for text in listed(row, "history"):
-        speaker = _SPEAKER.match(text) if isinstance(text, str) else None
-        if speaker is None:
-            raise FormatError("turn without a speaker", str(text)[:40])
-        turns.append((speaker[1], text[speaker.end() :]))
-    return _conversation(turns, repairs)
-
-
-def huatuogpt(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"data": ["问：…", "答：…", …]}: HuatuoGPT-sft-data-v1."""
-    turns: list[Turn] = []
-    for text in listed(row, "data"):
-        if not isinstance(text, str) or text[:2] not in ("问：", "答：", "问:", "答:"):
-            raise FormatError("turn without a speaker", str(text)[:40])
-        turns.append((text[0], text[2:]))
-    return _conversation(turns, repairs)
+    return conversation([("user", question), ("assistant", field(row, "answer"))], repairs, row.get("department"))
 
 
 def belle_seed(row: Row, repairs: Counter[str]) -> list[Conversation]:
     """{"instruction", "instances": [{"input", "output"}, …]}: one conversation an instance."""
     records: list[Conversation] = []
-    for instance in listed(row, "instances"):
+    for instance in objects(row, "instances"):
         records += alpaca({"instruction": field(row, "instruction"), **instance}, repairs)
+    if not records:
+        raise FormatError("empty conversation")
     return records
 
 
-def kdconv(row: Row, repairs: Counter[str]) -> list[Conversation]:
-    """{"messages": [{"message"}, …]}: two people in turn, of whom the second becomes the assistant."""
-    return _conversation(
-        [
-            (("user", "assistant")[index % 2], field(message, "message"))
-            for index, message in enumerate(listed(row, "messages"))
-        ],
-        repairs,
-    )
+def prompts_only(row: Row, repairs: Counter[str]) -> list[Conversation]:
+    """{"prompt" | "title" | …} and no answer: CValues' responsibility prompts, ruozhiba's posts. Never a record."""
+    raise FormatError("prompts only: nothing to train on", f"has: {', '.join(map(str, row))}")
 
 
 def _has(row: Row, name: str, type_: type | tuple[type, ...] = str) -> bool:
@@ -260,6 +171,12 @@ def _first(row: Row, name: str) -> Row:
     return value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
 
 
+def _first_text(row: Row, name: str) -> str:
+    """The first element of a list, "" when it is no string."""
+    value = row.get(name)
+    return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else ""
+
+
 def _any(row: Row, names: tuple[str, ...]) -> bool:
     return any(_has(row, name) for name in names)
 
@@ -268,40 +185,70 @@ def _no_pair(row: Row) -> bool:
     return "chosen" not in row and "rejected" not in row and not isinstance(row.get("label"), bool)
 
 
+def _is_alpaca(row: Row) -> bool:
+    return (_has(row, "instruction") or _has(row, "instruct")) and _has(row, "output")
+
+
+_PROMPTS = {"prompt", "query", "question", "instruction", "title", "content"}
+# Fields beside a prompt that answer nothing. A string field of any other name may be the answer: such a row is unknown.
+_ABOUT_A_PROMPT = re.compile(
+    r"_?id_?|.*_id|index|abs|author|category|class|ctime|date|domain.*|href|kind|lang(?:uage)?|license|link|lz|model|"
+    r"n_reply|name|source|subcategory|tags?|task|time|topic|type|url|user"
+)
+
+
+def _is_prompt(row: Row) -> bool:
+    texts = {str(name) for name, value in row.items() if isinstance(value, str)}
+    others = (str(name) for name in row if str(name) not in _PROMPTS)
+    lists = any(
+        isinstance(value, list | dict) for name, value in row.items() if not _ABOUT_A_PROMPT.fullmatch(str(name))
+    )
+    return (
+        bool(texts & _PROMPTS)
+        and not lists
+        and all(_ABOUT_A_PROMPT.fullmatch(name) or not isinstance(row.get(name), str) for name in others)
+    )
+
+
 CONVERSATIONS: dict[str, tuple[Converter, Recogniser]] = {
     "moss003": (moss003, lambda row: _has(row, "chat", dict) and "turn_1" in row["chat"]),
     "moss002": (moss002, lambda row: _has(row, "plain_text") and "[MOSS]" in row["plain_text"]),
-    "belle_multiturn": (
-        belle_multiturn,
-        lambda row: (
-            _has(row, "output") and _has(row, "instruction") and bool(_PACKED.match(row["instruction"].lstrip()))
-        ),
-    ),
+    "belle_multiturn": (belle_multiturn, lambda row: _has(row, "output") and is_packed(row.get("instruction"))),
     "firefly": (firefly, lambda row: "human" in _first(row, "conversation")),
     "emollm": (emollm, lambda row: "input" in _first(row, "conversation")),
     "disc_med": (disc_med, lambda row: "role" in _first(row, "conversation")),
     "smile": (smile, lambda row: "role" in _first(row, "dialog") or "role" in _first(row, "items")),
+    "crosswoz": (crosswoz, lambda row: _first(row, "messages").get("role") in ("usr", "sys")),
+    "kto": (
+        kto,
+        lambda row: (
+            _has(row, "label", bool)
+            and any(_has(row, name, (str, list)) for name in ("messages", "conversations", "completion"))
+        ),
+    ),
     "sharegpt": (sharegpt, lambda row: "from" in _first(row, "conversations") and _no_pair(row)),
     "messages": (
         messages,
         lambda row: ("role" in _first(row, "messages") or "role" in _first(row, "conversations")) and _no_pair(row),
     ),
     "kdconv": (kdconv, lambda row: "message" in _first(row, "messages")),
-    "lawyer_history": (
-        lawyer_history,
-        lambda row: _has(row, "history", list) and bool(row["history"]) and isinstance(row["history"][0], str),
-    ),
-    "huatuogpt": (
-        huatuogpt,
-        lambda row: _has(row, "data", list) and bool(row["data"]) and str(row["data"][0]).startswith("问"),
-    ),
+    "chatterbot": (chatterbot, lambda row: bool(_first_text(row, "items"))),
+    "lawyer_history": (lawyer_history, lambda row: bool(_first_text(row, "history"))),
+    "huatuogpt": (huatuogpt, lambda row: _first_text(row, "data").startswith("问")),
     "belle_seed": (belle_seed, lambda row: _has(row, "instruction") and _has(row, "instances", list)),
     "huatuo_lists": (huatuo_lists, lambda row: _has(row, "instruction", list) and _has(row, "output", list)),
     "medical_csv": (medical_csv, lambda row: all(_has(row, name) for name in ("title", "ask", "answer"))),
-    "alpaca": (alpaca, lambda row: (_has(row, "instruction") or _has(row, "instruct")) and _has(row, "output")),
+    "classical_bitext": (classical_bitext, lambda row: _has(row, "classical") and _has(row, "modern")),
+    "self_cognition": (
+        self_cognition,
+        lambda row: _is_alpaca(row) and bool(_ANY_PLACEHOLDER.search(row["output"])),
+    ),
+    "alpaca": (alpaca, _is_alpaca),
     "input_target": (
         input_target,
         lambda row: _has(row, "input") and (_has(row, "target") or _has(row, "output")) and "instruction" not in row,
     ),
     "prompt_response": (prompt_response, lambda row: _any(row, _QUESTIONS) and _any(row, _ANSWERS) and _no_pair(row)),
 }
+# The widest of all, to be tried after the layouts of every kind.
+PROMPTS: dict[str, tuple[Converter, Recogniser]] = {"prompts_only": (prompts_only, _is_prompt)}

@@ -7,68 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mengya.corpus.conversation_layouts import CONVERSATIONS
+from mengya.corpus.conversation_layouts import CONVERSATIONS, PROMPTS
+from mengya.corpus.document_layouts import DOCUMENTS
 from mengya.corpus.preference_layouts import PREFERENCES
-from mengya.corpus.records import Conversation, Document, Message, PreferencePair
-from mengya.corpus.turns import (
-    Converter,
-    FormatError,
-    Recogniser,
-    Row,
-    TrainingRecord,
-    as_text,
-    field,
-    fill_identity,
-    listed,
-)
+from mengya.corpus.records import Conversation, Message, PreferencePair
+from mengya.corpus.turns import Converter, FormatError, Recogniser, Row, TrainingRecord, field, fill_identity
 from mengya.errors import UserError
 
-__all__ = ["FORMATS", "Format", "FormatError", "convert", "guess_format"]
+__all__ = ["FORMATS", "Format", "FormatError", "Guess", "convert", "guess", "guess_format"]
 
 Kind = Literal["document", "conversation", "preference"]
-
-
-def _document(text: str) -> list[Document]:
-    if not text:
-        raise FormatError("empty text")
-    return [Document(text, source="")]
-
-
-def text(row: Row, repairs: Counter[str]) -> list[Document]:
-    """{"text"}: SkyPile, C4, shibing624/medical, and nearly everything else."""
-    return _document(as_text(field(row, "text"), repairs))
-
-
-def wikipedia_cn(row: Row, repairs: Counter[str]) -> list[Document]:
-    """{"completion"}: wikipedia-cn-20230720-filtered."""
-    return _document(as_text(field(row, "completion"), repairs))
-
-
-def title_content(row: Row, repairs: Counter[str]) -> list[Document]:
-    """{"title", "content"}: WuDao. The title is the first line, unless the content opens with it."""
-    title, content = as_text(field(row, "title"), repairs), as_text(field(row, "content"), repairs)
-    return _document(content if content.startswith(title) else f"{title}\n{content}".strip() if content else "")
-
-
-def baidubaike(row: Row, repairs: Counter[str]) -> list[Document]:
-    """{"title", "summary" (or null), "sections": [{"title", "content"}]}; a title alone is an empty text."""
-    body = [as_text(row.get("summary"), repairs)]
-    for section in listed(row, "sections"):
-        heading, content = as_text(section.get("title"), repairs), as_text(section.get("content"), repairs)
-        body.append(f"{heading}\n{content}" if heading and content else content)
-    paragraphs = [paragraph for paragraph in body if paragraph]
-    return _document("\n\n".join([as_text(field(row, "title"), repairs), *paragraphs]) if paragraphs else "")
-
-
-DOCUMENTS: dict[str, tuple[Converter, Recogniser]] = {
-    "baidubaike": (baidubaike, lambda row: "title" in row and isinstance(row.get("sections"), list)),
-    "wikipedia_cn": (wikipedia_cn, lambda row: isinstance(row.get("completion"), str)),
-    "title_content": (
-        title_content,
-        lambda row: isinstance(row.get("title"), str) and isinstance(row.get("content"), str),
-    ),
-    "text": (text, lambda row: isinstance(row.get("text"), str)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +29,16 @@ class Format:
     looks_like: Recogniser
 
 
-_TABLES: dict[Kind, Mapping[str, tuple[Converter, Recogniser]]] = {
-    "document": DOCUMENTS,
-    "conversation": CONVERSATIONS,
-    "preference": PREFERENCES,
-}
-# The narrower layout first: `guess_format` takes the first of those that fit equally well.
+_TABLES: tuple[tuple[Kind, Mapping[str, tuple[Converter, Recogniser]]], ...] = (
+    ("preference", PREFERENCES),
+    ("conversation", CONVERSATIONS),
+    ("document", DOCUMENTS),
+    ("conversation", PROMPTS),
+)
+# The narrower layout first: of those that fit about equally well, `guess` takes the first.
 FORMATS: dict[str, Format] = {
     name: Format(name, kind, converter, looks_like)
-    for kind, table in _TABLES.items()
+    for kind, table in _TABLES
     for name, (converter, looks_like) in table.items()
 }
 
@@ -138,13 +87,35 @@ def _finished(record: TrainingRecord, source: str, origin: str, identity: Mappin
     return replace(record, source=source, origin=origin)
 
 
-def guess_format(rows: Iterable[Row], kind: Kind | None = None) -> str | None:
-    """The name of the layout that most of `rows` (a file's first ones) look like; None when under half of them do."""
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """The layout `name` fits `num_fitting` of `num_rows` rows."""
+
+    name: str
+    num_fitting: int
+    num_rows: int
+
+
+def guess(rows: Iterable[Row], kind: Kind | None = None) -> Guess | None:
+    """The narrowest layout that fits `rows` (a file's first ones); None when none fits half of them.
+
+    A wider layout is taken only where it fits clearly more of them (a tenth): a few rows of a multi-turn file look
+    like plain Alpaca, and every narrow converter has an outcome for such a row.
+    """
     rows = list(rows)
-    best, best_count = None, 0
-    for layout in FORMATS.values():
-        if kind in (None, layout.kind):
-            count = sum(layout.looks_like(row) for row in rows)
-            if count > best_count:
-                best, best_count = layout.name, count
-    return best if best_count * 2 >= len(rows) else None
+    counts = {
+        layout.name: sum(layout.looks_like(row) for row in rows)
+        for layout in FORMATS.values()
+        if kind in (None, layout.kind)
+    }
+    most = max(counts.values())
+    if not rows or most * 2 < len(rows):
+        return None
+    name = next(name for name, count in counts.items() if count >= 0.9 * most)
+    return Guess(name, counts[name], len(rows))
+
+
+def guess_format(rows: Iterable[Row], kind: Kind | None = None) -> str | None:
+    """The name that `guess` gives, or None."""
+    best = guess(rows, kind)
+    return best.name if best else None

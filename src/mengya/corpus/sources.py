@@ -1,4 +1,5 @@
-"""Rows of any file a user has: JSON lines, JSON, CSV, TSV, Parquet, text; plain, .gz, .zst; UTF-8, GB18030, UTF-16.
+"""Rows of any file a user has: JSON lines, JSON, CSV, TSV, Parquet, YAML, text; plain, .gz, .zst or .zip; UTF-8,
+GB18030, UTF-16.
 
 Nothing is lost in silence: a row that cannot be read is counted in `Rejects` with its reason, file and line. Memory is
 bounded by one line or one element (MAX_LINE_BYTES), whatever the size of the file.
@@ -8,30 +9,23 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
-import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from mengya.corpus.streams import (
-    COMPRESSIONS,
-    LONE_SURROGATE,
-    MAX_LINE_BYTES,
-    SNIFF_BYTES,
-    BrokenFile,
-    Rejects,
-    TextStream,
-)
+from mengya.corpus.json_rows import Row, json_layout, json_line_rows, json_rows
+from mengya.corpus.streams import COMPRESSIONS, MAX_LINE_BYTES, BrokenFile, Rejects, TextStream
+from mengya.corpus.yaml_rows import yaml_rows
 from mengya.errors import UserError
 
-__all__ = ["Rejects", "list_files", "read_rows"]
-
-Row = dict[str, Any]
+__all__ = ["Rejects", "container_of", "list_files", "read_rows"]
 
 TEXT_DOCUMENT_CHARACTERS = 1 << 20
-_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".yml", ".yaml", ".parquet", ".zip")
+_ZIP_CHUNK_BYTES = 1 << 16
+_NAMES = {".csv": "CSV", ".tsv": "TSV", ".txt": "text", ".yml": "YAML", ".yaml": "YAML", ".parquet": "Parquet"}
 
 csv.field_size_limit(MAX_LINE_BYTES)
 
@@ -59,15 +53,15 @@ def read_rows(path: Path | str, rejects: Rejects) -> Iterator[tuple[str, Row]]:
     """(origin, row) of every readable row of a file, of all files of a directory, or of a glob, in sorted order.
 
     `origin` is "file:line", the line being the one on which the row begins (Parquet: the row's number).
-    JSON lines and JSON arrays of objects give one row an object. An element that is a list gives {"items": list}; a
-    list of one object gives that object (lawyer-llama). `.json` files of JSON lines are recognised by their content; a
-    `.json` file with one object is one row. CSV and TSV need a header. A `.txt` file is one document, {"text": …}; one
-    longer than TEXT_DOCUMENT_CHARACTERS is cut at a line end into several.
+    JSON and JSON lines: `json_rows.json_rows`; YAML: `yaml_rows.yaml_rows`. CSV and TSV need a header. A `.txt` file is
+    one document, {"text": …}; one longer than TEXT_DOCUMENT_CHARACTERS is cut at a line end into several. Of a .zip
+    every readable file is read, in sorted order, and is called "archive.zip/name".
     Encoding per file: a byte order mark decides; else UTF-8, or GB18030 when more lines of the first MiB read so.
 
-    UserError: nothing there, an empty file, an unknown suffix, a Parquet file that is none. Counted in `rejects`:
-    invalid_json, not_an_object, undecodable, nul_bytes, lone_surrogate, line_too_long, wrong_number_of_fields,
-    truncated_file, corrupt_file, and, inside a directory or glob, empty_file.
+    UserError: nothing there, an empty file, an unknown suffix, a Parquet or zip file that is none. Counted in
+    `rejects`: invalid_json, not_an_object, text_after_the_array, invalid_yaml, undecodable, nul_bytes, lone_surrogate,
+    line_too_long, wrong_number_of_fields, truncated_file, corrupt_file, encrypted_file, unknown_compression,
+    parquet_inside_zip, and, inside a directory or glob, empty_file.
     """
     files = list_files(path)
     for file in files:
@@ -86,16 +80,42 @@ def read_rows(path: Path | str, rejects: Rejects) -> Iterator[tuple[str, Row]]:
             continue
         if kind == ".parquet":
             yield from _parquet_rows(file, rejects)
+        elif kind == ".zip":
+            yield from _zip_rows(file, rejects)
         else:
-            yield from _text_rows(file, kind, rejects)
+            yield from _text_rows(TextStream(file), kind, rejects)
+
+
+def container_of(file: Path) -> str:
+    """What a readable file is, in words: "JSON array, .zst". It reads the file's first MiB."""
+    kind = _kind(file)
+    if kind == ".zip":
+        with _opened_zip(file) as archive:
+            members = _members(archive)
+            kind = _kind(Path(members[0].filename)) if members else None
+            if kind in (".parquet", None):
+                return "zip"
+            stream = TextStream(file, _member_chunks(archive, members[0]))
+            more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+            return f"{_container_name(stream, kind)}{more}, .zip"
+    packing = f", {file.suffix.lower()}" if file.suffix.lower() in COMPRESSIONS else ""
+    if kind in (".parquet", None):
+        return "Parquet" if kind else "unknown"
+    return _container_name(TextStream(file), kind) + packing
+
+
+def _container_name(stream: TextStream, kind: str | None) -> str:
+    if kind == ".json":
+        return json_layout(stream)
+    return _NAMES.get(kind or "", "JSON lines")
 
 
 def _kind(file: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-        if suffixes and suffixes[-1] == ".parquet":
-            return None  # Parquet is compressed inside and needs random access
+        if suffixes and suffixes[-1] in (".parquet", ".zip"):
+            return None  # these are compressed inside and need random access
     return suffixes[-1] if suffixes and suffixes[-1] in _KINDS else None
 
 
@@ -115,162 +135,79 @@ def _parquet_rows(file: Path, rejects: Rejects) -> Iterator[tuple[str, Row]]:
             yield f"{file}:{number}", row
 
 
-def _text_rows(file: Path, kind: str, rejects: Rejects) -> Iterator[tuple[str, Row]]:
-    stream = TextStream(file)
+@contextmanager
+def _opened_zip(file: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"not a zip file, or only a part of one ({error})", where=file, mend="download it again"
+        ) from error
+    with archive:
+        yield archive
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files in it that can be read; not what macOS adds, nor archives in the archive."""
+    members = [
+        info
+        for info in archive.infolist()
+        if not info.is_dir()
+        and not info.filename.startswith("__MACOSX/")
+        and not Path(info.filename).name.startswith(".")
+        and _kind(Path(info.filename)) not in (None, ".zip")
+        and Path(info.filename).suffix.lower() not in COMPRESSIONS
+    ]
+    return sorted(members, key=lambda info: info.filename)
+
+
+def _member_chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    try:
+        with archive.open(info) as handle:
+            while chunk := handle.read(_ZIP_CHUNK_BYTES):
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise BrokenFile("corrupt_file") from error
+    except NotImplementedError as error:  # a RuntimeError too, so it comes first
+        raise BrokenFile("unknown_compression") from error
+    except RuntimeError as error:
+        raise BrokenFile("encrypted_file") from error
+
+
+def _zip_rows(file: Path, rejects: Rejects) -> Iterator[tuple[str, Row]]:
+    with _opened_zip(file) as archive:
+        members = _members(archive)
+        if not members:
+            raise UserError(
+                "no readable file in this archive", where=file, mend=f"it may hold {', '.join(_KINDS[:-2])}"
+            )
+        for info in members:
+            kind = _kind(Path(info.filename))
+            assert kind is not None
+            label = Path(f"{file}/{info.filename}")
+            if kind == ".parquet":
+                rejects.num_rows += 1
+                rejects.add("parquet_inside_zip", label, 0)
+            else:
+                yield from _text_rows(TextStream(label, _member_chunks(archive, info)), kind, rejects)
+
+
+def _text_rows(stream: TextStream, kind: str, rejects: Rejects) -> Iterator[tuple[str, Row]]:
     rejects.encodings[stream.encoding] += 1
     readers: dict[str, Callable[[TextStream, Rejects], Iterator[tuple[int, Row]]]] = {
         ".csv": lambda stream, rejects: _csv_rows(stream, rejects, ","),
         ".tsv": lambda stream, rejects: _csv_rows(stream, rejects, "\t"),
         ".txt": _document_rows,
-        ".json": _json_rows,
+        ".json": json_rows,
+        ".yml": yaml_rows,
+        ".yaml": yaml_rows,
     }
     try:
-        for line, row in readers.get(kind, _json_line_rows)(stream, rejects):
-            yield f"{file}:{line}", row
+        for line, row in readers.get(kind, json_line_rows)(stream, rejects):
+            yield f"{stream.file}:{line}", row
     except BrokenFile as broken:
         rejects.num_rows += 1
-        rejects.add(str(broken), file, stream.line)
-
-
-def _as_row(value: Any) -> Row | None:
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, list) and value:
-        return value[0] if len(value) == 1 and isinstance(value[0], dict) else {"items": value}
-    return None
-
-
-def _parse(text: str, line: int, stream: TextStream, rejects: Rejects) -> Row | None:
-    """The row of one JSON text, or None after counting why there is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        rejects.num_rows += 1
-        rejects.add("invalid_json", stream.file, line, text)
-        return None
-    return _accept(value, text, line, stream, rejects)
-
-
-def _accept(value: Any, text: str, line: int, stream: TextStream, rejects: Rejects) -> Row | None:
-    """The row that the JSON value of `text` is, or None after counting why it is none."""
-    rejects.num_rows += 1
-    row, reason = _as_row(value), None
-    if LONE_SURROGATE.search(text) or ("\ufffd" in text and stream.encoding.startswith("utf-16")):
-        reason = "undecodable"
-    elif row is None:
-        reason = "not_an_object"
-    elif _SURROGATE_ESCAPE.search(text) and LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-        reason = "lone_surrogate"  # it could never be written as UTF-8 again
-    if reason:
-        rejects.add(reason, stream.file, line, text)
-        return None
-    return row
-
-
-def _json_line_rows(stream: TextStream, rejects: Rejects) -> Iterator[tuple[int, Row]]:
-    for text in stream.lines(rejects):
-        if text and not text.isspace() and (row := _parse(text, stream.line, stream, rejects)) is not None:
-            yield stream.line, row
-
-
-def _json_rows(stream: TextStream, rejects: Rejects) -> Iterator[tuple[int, Row]]:
-    head = stream.head.decode(stream.encoding, "replace").lstrip("\ufeff \t\r\n")
-    first, _, rest = head.partition("\n")
-    rest = rest.lstrip()
-    if head.startswith("[") and not (rest.startswith("[") and _is_json(first)):
-        yield from _json_array_rows(stream, rejects)
-    elif head.startswith("{") and rest and not rest.startswith("{") and not _is_json(first):
-        text = "".join(_bounded(stream))  # one object over several lines
-        if (row := _parse(text, 1, stream, rejects)) is not None:
-            yield 1, row
-    else:
-        yield from _json_line_rows(stream, rejects)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _bounded(stream: TextStream) -> Iterator[str]:
-    size = 0
-    for text in stream.text_chunks():
-        size += len(text)
-        if size > MAX_LINE_BYTES:
-            raise BrokenFile("line_too_long")
-        yield text
-
-
-_NEXT_ELEMENT = re.compile(r"\}\s*,\s*(?=\{)|\]\s*,\s*(?=\[)")
-_OPENING = re.compile(r"[\s\ufeff]*\[\s*")
-_SEPARATOR = re.compile(r"[\s,]*")
-
-
-def _json_array_rows(stream: TextStream, rejects: Rejects) -> Iterator[tuple[int, Row]]:
-    """Elements of one big array, read one at a time; after a broken element, reading goes on at the next "}, {"."""
-    decoder = json.JSONDecoder()
-    chunks = stream.text_chunks()
-    buffer, position, line, ended, first = "", 0, 1, False, True
-    broken: BrokenFile | None = None  # raised once all before the break has been read
-
-    def more() -> None:
-        nonlocal buffer, position, ended, broken
-        # Doubling keeps a long element from being parsed over and over.
-        wanted = max(SNIFF_BYTES, len(buffer) - position)
-        parts, size = [buffer[position:]], 0
-        position = 0
-        while size < wanted and not ended:
-            try:
-                text = next(chunks, None)
-            except BrokenFile as error:
-                text, broken = None, error
-            if text is None:
-                ended = True
-            else:
-                parts.append(text)
-                size += len(text)
-        buffer = "".join(parts)
-
-    more()
-    while True:
-        separator = (_OPENING if first else _SEPARATOR).match(buffer, position)
-        assert separator is not None, "the caller has seen the opening bracket, and the separator may be empty"
-        first = False
-        start = separator.end()
-        line += buffer.count("\n", position, start)
-        position = start
-        stream.line = line
-        if position >= len(buffer):
-            if not ended:
-                more()
-                continue
-            if broken:
-                raise broken
-            return
-        if buffer[position] == "]":
-            return
-        try:
-            value, end = decoder.raw_decode(buffer, position)
-        except (ValueError, RecursionError):
-            if not ended and len(buffer) - position < MAX_LINE_BYTES:
-                more()
-                continue
-            if broken:
-                raise broken from None
-            following = _NEXT_ELEMENT.search(buffer, position)
-            end = following.end() if following else len(buffer)
-            rejects.num_rows += 1
-            rejects.add("invalid_json", stream.file, line, buffer[position:end])
-        else:
-            text = buffer[position:end]
-            row = _accept(value, text, line, stream, rejects)
-            if row is not None:
-                yield line, row
-        line += buffer.count("\n", position, end)
-        position = end
+        rejects.add(str(broken), stream.file, stream.line)
 
 
 def _csv_rows(stream: TextStream, rejects: Rejects, delimiter: str) -> Iterator[tuple[int, Row]]:

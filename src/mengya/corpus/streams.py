@@ -113,12 +113,15 @@ class BrokenFile(Exception):
 
 
 class TextStream:
-    """A file's decompressed bytes as lines or chunks of text; `head` is the first MiB, `line` the line last read."""
+    """A file's decompressed bytes as lines or chunks of text; `head` is the first MiB, `line` the line last read.
 
-    def __init__(self, file: Path) -> None:
+    `chunks` are the bytes where they do not come from the disk as they are (a member of a .zip); `file` is its name.
+    """
+
+    def __init__(self, file: Path, chunks: Iterator[bytes] | None = None) -> None:
         self.file = file
         self.line = 0
-        self._chunks = self._decompressed()
+        self._chunks = chunks if chunks is not None else self._decompressed()
         self._broken: BrokenFile | None = None
         self.head = b""
         try:
@@ -165,6 +168,17 @@ class TextStream:
         for chunk in self.chunks():
             yield decoder.decode(chunk)
         yield decoder.decode(b"", final=True)
+
+    def whole_text(self) -> str:
+        """All of it; BrokenFile("line_too_long") beyond MAX_LINE_BYTES characters."""
+        parts: list[str] = []
+        size = 0
+        for text in self.text_chunks():
+            size += len(text)
+            if size > MAX_LINE_BYTES:
+                raise BrokenFile("line_too_long")
+            parts.append(text)
+        return "".join(parts)
 
     def lines(self, rejects: Rejects) -> Iterator[str]:
         """Decoded lines without their end; what cannot be decoded is rejected. Blank lines come as ""."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,16 @@ ROLE_NAMES: dict[str, Role] = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
 }
+
+# Reasons of rows that hold nothing to train on, however well they are read: they say nothing against the format.
+NOT_CONVERTIBLE = frozenset(
+    {
+        "prompts only: nothing to train on",
+        "rejected answer alone",
+        "chosen equals rejected",
+        "no two answers to compare",
+    }
+)
 
 _PLACEHOLDER = re.compile(r"(\s?)(?:<(NAME|AUTHOR|DATE)>|\{\{\s*(name|author|date)\s*\}\})([ \t]?)")
 _WIDE = re.compile("[\u2e80-\U0003ffff]")  # Han and its punctuation
@@ -66,16 +77,35 @@ def field(row: Row, *names: str) -> Any:
     raise FormatError(f"missing field {names[0]!r}", f"has: {', '.join(map(str, row)) or 'nothing'}")
 
 
+def _unpacked(value: Any) -> Any:
+    """The list that a string is the JSON text of, as CSV files have it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def listed(row: Row, *names: str) -> list[Any]:
-    """As `field`, for a field that must be a list."""
-    value = field(row, *names)
+    """As `field`, for a field that must be a list, or the JSON text of one."""
+    value = _unpacked(field(row, *names))
     if not isinstance(value, list):
         raise FormatError(f"field {names[0]!r} is not a list", type(value).__name__)
     return value
 
 
+def objects(row: Row, *names: str) -> list[Row]:
+    """As `listed`, for a field that must be a list of objects."""
+    value = listed(row, *names)
+    if not all(isinstance(item, dict) for item in value):
+        raise FormatError(f"field {names[0]!r} is not a list of objects", str(value)[:40])
+    return value
+
+
 def pairs(value: Any) -> list[Turn]:
-    """The turns of a history [[question, answer], …]; none for null, "" and []."""
+    """The turns of a history [[question, answer], …], or of the JSON text of one; none for null, "" and []."""
+    value = _unpacked(value)
     if not value:
         return []
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
