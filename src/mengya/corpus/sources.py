@@ -25,7 +25,7 @@ from mengya.corpus.streams import (
 )
 from mengya.errors import UserError
 
-__all__ = ["Rejects", "list_files", "read_rows"]
+__all__ = ["Rejects", "is_readable", "list_files", "read_rows"]
 
 Row = dict[str, Any]
 
@@ -88,6 +88,11 @@ def read_rows(path: Path | str, rejects: Rejects) -> Iterator[tuple[str, Row]]:
             yield from _parquet_rows(file, rejects)
         else:
             yield from _text_rows(file, kind, rejects)
+
+
+def is_readable(file: Path) -> bool:
+    """Whether `read_rows` knows this kind of file, by its name."""
+    return _kind(file) is not None
 
 
 def _kind(file: Path) -> str | None:
