@@ -123,7 +123,7 @@ def test_drops_are_counted_by_the_manifest_and_duplicates_stand_in_clusters(corp
     assert [line.split(" · ")[0] for line in lines[place + 2 : place + 6 : 2]] == ["copy  b.jsonl:1", "copy  b.jsonl:2"]
     assert "[-和尚-]{+道士+}" in lines[place + 3]
     assert "[-庙-]{+观+}" in lines[place + 5]
-    assert lines[lines.index("kept  a.jsonl:99") + 3] == "no difference"
+    assert lines[lines.index("kept  a.jsonl:99") + 3] == "no difference in the first 200 characters"
 
 
 def test_one_reason_can_be_asked_for(corpus, capsys):
@@ -197,7 +197,7 @@ def test_conversations_of_a_run_show_their_token_counts(tmp_path, capsys):
 def test_a_pair_stands_side_by_side_within_the_width(width):
     row = {
         "prompt": [{"role": "user", "content": "天为什么是蓝的？"}],
-        "chosen": "因为空气散射蓝光。" * 12,
+        "chosen": "因为空气散射蓝光。" * 20,
         "rejected": "[bold]不知道[/bold]。" * 9,
         "reason": "right",
     }
@@ -211,8 +211,7 @@ def test_a_pair_stands_side_by_side_within_the_width(width):
     assert all(f"{number} tokens" in titles for number in tokens)
     cells = [sum(2 if ord(character) > 0x2E80 else 1 for character in line) for line in lines[2:]]
     assert max(cells) <= width
-    answers = "".join(line[: line.find("[")] if "[" in line else line for line in lines[3:])
-    assert answers.count("因为") >= 11
+    assert (screen.getvalue().count("散"), screen.getvalue().count("道")) == (20, 9)  # no word of either is lost
 
 
 def test_no_text_moves_the_cursor_or_turns_the_writing(tmp_path, capsys):

@@ -143,6 +143,8 @@ def print_row(console: Console, number: int, row: Row, tokenizer: ChatTokenizer 
         heading(console, f"{number:,}")
         console.print(Text(cut(json.dumps(row, ensure_ascii=False, default=str))))
         return
-    rest = " · ".join(f"{key} {cut(str(value), 80)}" for key, value in row.items() if key not in shown and value)
+    rest = " · ".join(
+        f"{harmless(key)} {cut(str(value), 80)}" for key, value in row.items() if key not in shown and value
+    )
     if rest:
         labelled(console, "", f"           {rest}", "dim")

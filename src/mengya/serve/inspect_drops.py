@@ -95,7 +95,7 @@ def dropped_clusters(drops: Iterable[Row], files: Sequence[Path]) -> list[Cluste
     `files` hold the kept texts. A copy whose twin was dropped as another's copy belongs to that one's cluster, as far
     as the samples tell.
     """
-    copies = [row for row in drops if isinstance(row.get("twin"), str)]
+    copies = [row for row in drops if isinstance(row.get("twin"), str) and isinstance(row.get("origin"), str)]
     twins = {row["origin"]: row["twin"] for row in copies}
 
     def root(origin: str) -> str:
@@ -108,8 +108,10 @@ def dropped_clusters(drops: Iterable[Row], files: Sequence[Path]) -> list[Cluste
     gathered: dict[str, list[Copy]] = {}
     for row in copies:
         excerpt = str(row["excerpt"])
-        is_cut = int(row.get("characters") or 0) > len(excerpt)
-        copy = Copy(excerpt, str(row["origin"]), str(row["reason"]), row.get("similarity"), is_cut)
+        length, similarity = row.get("characters"), row.get("similarity")
+        is_cut = isinstance(length, int) and length > len(excerpt)
+        alike = float(similarity) if isinstance(similarity, int | float) else None
+        copy = Copy(excerpt, row["origin"], str(row["reason"]), alike, is_cut)
         gathered.setdefault(root(row["twin"]), []).append(copy)
     kept = _texts_of(set(gathered), files)
     clusters = [Cluster(origin, kept.get(origin), held) for origin, held in gathered.items()]
@@ -131,7 +133,7 @@ def _whole_text(row: Row) -> str:
     """The text that a dropped record's excerpt would be the beginning of (see `corpus.build`)."""
     if "text" in row:
         return str(row["text"])
-    turns = [str(turn["content"]) for turn in row.get("prompt", row.get("messages", []))]
+    turns = [str(turn["content"]) for turn in row.get("prompt") or row.get("messages") or []]
     return "\n".join([*turns, *(str(row[key]) for key in ("chosen", "rejected") if key in row)])
 
 

@@ -79,7 +79,7 @@ Change = tuple[str, str, str]  # (kind, before, after): difflib's opcodes with t
 def changes(before: str, after: str, *, after_is_cut: bool = False) -> list[Change]:
     """What turns `before` into `after`, as difflib sees it; of a cut `after`, what it lacks at its end is none."""
     matcher = SequenceMatcher(None, before, after, autojunk=False)
-    found = [(kind, before[i1:i2], after[j1:j2]) for kind, i1, i2, j1, j2 in matcher.get_opcodes()]
+    found: list[Change] = [(kind, before[i1:i2], after[j1:j2]) for kind, i1, i2, j1, j2 in matcher.get_opcodes()]
     if after_is_cut and found and found[-1][0] == "delete":
         found.pop()
     return found
