@@ -97,6 +97,8 @@ def test_words_and_numbers_are_units_so_that_one_long_word_is_no_overlap():
     english = "It is a truth universally acknowledged, that a single man in possession of a good fortune"
     fourteen_words = "IT IS A TRUTH universally acknowledged that a single man in possession of a"
     assert overlap([fourteen_words], {"set": evaluation_grams([english])}).tolist() == [[2]]
+    assert len(evaluation_grams(["one", "two"], 1)) == 2  # no word goes on over the end of a text
+    assert overlap(["twone", "one"], {"set": evaluation_grams(["one"], 1)}, 1).tolist() == [[0], [1]]
     assert overlap(["ab" * 9], {"set": evaluation_grams(["a b " * 9])}).sum() == 0
 
 

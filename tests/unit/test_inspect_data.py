@@ -135,8 +135,9 @@ def test_one_reason_can_be_asked_for(corpus, capsys):
         with pytest.raises(UserError, match=r"'mould' .* there are: .*near_duplicate"):
             inspect(path, reason="mould")
         capsys.readouterr()
-    with pytest.raises(UserError, match="only what was dropped has a reason"):
-        inspect(corpus / "train-00000.jsonl.zst", reason="mould")
+    for path in (corpus / "train-00000.jsonl.zst", corpus.parents[1], corpus.parents[1] / "tokenizer"):
+        with pytest.raises(UserError, match="only what was dropped has a reason"):
+            inspect(path, reason="mould")
 
 
 @given(st.text("甲乙丙\n", max_size=60), st.text("甲乙丙\n", max_size=60))

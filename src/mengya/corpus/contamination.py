@@ -28,6 +28,7 @@ documents) they were copies: a statute, a paragraph of a report or a story, a di
 _BATCH_CHARACTERS = 1 << 19  # 4 MiB of hashes at a time: arrays that stay in the processor's cache
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _FIRST_OF_EAST_ASIA = 0x2E80  # from here on (Han, kana, hangul) each character is a unit
+_SHORT_CHARACTERS = 1000
 _NUM_EXAMPLES = 5  # texts shown a set
 _QUOTE_CHARACTERS = 80
 
@@ -215,8 +216,8 @@ def overlap(texts: Sequence[str], grams: Mapping[str, Hashes], n: int = NGRAM) -
 class Contamination:
     """What training texts share with evaluation sets, counted as the texts go by.
 
-    A text is contaminated by a set when it shares `min_grams` of its distinct grams, or all that it has, whichever is
-    fewer: a leaked question of twenty characters that stands alone has eight.
+    A text is contaminated by a set when it shares `min_grams` of its distinct grams. A short one (up to 1000 characters)
+    is, too, when it shares all that it has: a leaked question of twenty characters that stands alone has eight.
     """
 
     def __init__(self, index: EvaluationIndex, min_grams: int = MIN_GRAMS) -> None:
@@ -234,9 +235,9 @@ class Contamination:
         found: list[list[str]] = [[] for _ in texts]
         if len(owner) == 0:
             return [()] * len(texts)
-        # Only of texts that were hit at all is it asked how many grams they have.
+        # Only of short texts that were hit at all is it asked how many grams they have.
         needed = np.full(len(texts), self.min_grams)
-        for text in np.unique(owner):
+        for text in (hit for hit in np.unique(owner) if len(texts[hit]) <= _SHORT_CHARACTERS):
             needed[text] = min(self.min_grams, max(1, len(_distinct(_grams([texts[text]], self.index.n)[0]))))
         for name in self.index.names:
             counts, places = self.index._counts(owner, hashes, name, len(texts))

@@ -26,9 +26,17 @@ def inspect(path: Path | str, sample: int | None = None, seed: int = 0, reason: 
     console = make_console()
     if not path.exists():
         raise UserError("no such file or directory", where=path, mend="give a run, a stage, a model or a file of data")
+    is_stage = (path / "manifest.json").is_file() or (path / "started.json").is_file()
+    is_data = is_data_directory(path) or (path.is_file() and is_readable(path)) or (path / "documents").is_dir()
+    if reason is not None and not is_data:
+        raise UserError(
+            "only what was dropped has a reason",
+            where=path,
+            mend="give RUN/corpus, a directory in it, or a dropped.jsonl",
+        )
     if (path / "recipe.yaml").is_file():
         print_run(console, Run.open(path))
-    elif (path / "manifest.json").is_file() or (path / "started.json").is_file():
+    elif is_stage:
         if reason is None:
             print_stage(console, path)
         if (path / "documents").is_dir():
