@@ -86,7 +86,7 @@ def _file_texts(file: Path, n: int, tally: Counter[str]) -> Iterator[str]:
     rejects = Rejects(max_samples=0)
     for _, row in read_rows(file, rejects):
         tally["rows"] += 1
-        texts = [text for text in strings(row) if num_units(text) >= n or _too_short(tally)]
+        texts = [text for text in strings(row) if (len(text) >= n and num_units(text) >= n) or _too_short(tally)]
         tally["texts"] += len(texts)
         tally["rows_without_text"] += not texts
         yield from texts
