@@ -79,6 +79,11 @@ class Started:
         _, stderr = self.process.communicate(timeout=_LONGEST)
         return self.process.returncode, stderr
 
+    def finish(self) -> tuple[int, str]:
+        """(exit code, stderr) at its own end."""
+        _, stderr = self.process.communicate(timeout=_LONGEST)
+        return self.process.returncode, stderr
+
     def helpers_end(self, seconds: float = 20.0) -> bool:
         """Whether all processes that the command started are gone within `seconds`."""
         deadline = time.monotonic() + seconds

@@ -29,7 +29,7 @@ import yaml
 from mengya import __version__
 from mengya.errors import UserError
 from mengya.files import read_json, remove_partials, sha256, sha256_of, write_json, write_text
-from mengya.settings import Recipe, StageName
+from mengya.settings import HOW_NOT_WHAT, Recipe, StageName
 
 _REPORTED_PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "rensa", "pydantic")
 
@@ -140,7 +140,8 @@ class Run:
         artifacts = [*stage.needs, *(name for name in stage.uses if (self.directory / name).exists())]
         inputs = {name: sha256(self.directory / name) for name in artifacts if (self.directory / name).exists()}
         inputs |= {str(file): sha256(file) for file in stage.files(recipe)}
-        return {"settings": {name: dumped[name] for name in stage.settings}, "inputs": inputs}
+        settings = {name: _what(name, dumped[name]) for name in stage.settings}
+        return {"settings": settings, "inputs": inputs}
 
     def why_stale(self, recipe: Recipe, stage: Stage) -> str | None:
         """None when the stage is done; else the reason in words."""
@@ -250,6 +251,12 @@ class Run:
             shutil.rmtree(directory)
         os.replace(place, directory)
         return True
+
+
+def _what(section: str, values: Any) -> Any:
+    """A section's settings without those that cannot change a result."""
+    how = HOW_NOT_WHAT.get(section)
+    return {key: value for key, value in values.items() if key not in how} if how else values
 
 
 def _seconds_spent(directory: Path) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 StageName = Literal["corpus", "tokenizer", "shards", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
@@ -45,6 +47,109 @@ class PlaygroundSettings(Settings):
     """Preference pairs for the reward model and DPO."""
 
 
+class CleaningSettings(Settings):
+    """Steps of cleaning, each under its own name: what is changed (bools), then why a document is dropped.
+
+    A threshold of `null` switches its rule off. Shares are of the characters that are not white space, unless said.
+    """
+
+    mojibake: bool = True
+    """Repair text that was decoded wrongly (ftfy)."""
+    control_characters: bool = True
+    """Remove control, invisible and private-use characters; one kind of space and of line end."""
+    half_width: bool = True
+    """Latin letters and digits half width."""
+    entities: bool = True
+    """Unescape HTML entities where no markup stands beside them."""
+    unicode: bool = True
+    """Unicode normal form C."""
+    simplified: bool = False
+    """Traditional characters to simplified ones (needs `pip install 'mengya[opencc]'`)."""
+    literal_newlines: bool = True
+    """A backslash and an n between Chinese sentences become a line end."""
+    markup: bool = True
+    """Remove style attributes without their tags, and captions of forum attachments."""
+    reference_marks: bool = True
+    """Remove [1-2] after Chinese text."""
+    full_width: bool = True
+    """Punctuation between Chinese characters full width."""
+    lost_icons: bool = True
+    """Remove question marks that stand where a page had an icon."""
+    white_space: bool = True
+    """Remove spaces in and around Chinese text, at line ends, and blank lines after the first."""
+    repeated_punctuation: bool = True
+    """Cut runs of one mark."""
+    repeated_paragraphs: bool = True
+    """Keep each paragraph of a document once."""
+    personal_data: bool = False
+    """Mask mobile and identity numbers, e-mail addresses and bank cards. Off: in technical text they are examples."""
+    min_han: int = 10
+    """A document with fewer Han characters is dropped."""
+    max_characters: Positive | None = 500_000
+    """A longer document is dropped: it is a dump, not a text."""
+    encyclopaedia: bool = False
+    """Drop entries "title, blank line, heading, content …" of tables only, or with fewer than 30 Han characters."""
+    min_han_share: Fraction | None = 0.3
+    max_symbol_share: Fraction | None = 0.3
+    """Characters that are neither letters, digits, Han nor common punctuation."""
+    max_url_share: Fraction | None = 0.3
+    max_digit_share: Fraction | None = 0.3
+    max_mojibake_share: Fraction | None = 0.03
+    """Characters that only a wrong decoding gives."""
+    max_repeated_line_share: Fraction | None = 0.3
+    """Lines that stood before in the same document, by characters."""
+    max_repeated_ngram_share: Fraction | None = 0.6
+    """Of the 10-character n-grams."""
+    max_notice_share: Fraction | None = None
+    """Of Han characters: notices (follow us, copyright …) and sentences that stood before. Web text: 0.6."""
+    min_common_share: Fraction | None = None
+    """Of Han characters: the commonest of Chinese prose, without which it is a list or word salad. Web text: 0.1."""
+    min_stop_share: Fraction | None = None
+    """Of punctuation to Han characters; below it a text without the characters of prose is a list. Web text: 0.015."""
+    search_snippets: bool = False
+    """Drop results pages of search engines: "3小时前 - …", cut-off sentences."""
+    spam: bool = False
+    """Drop pages whose title offers gambling, sex, forged goods or papers, and pages of shops."""
+    max_advertising_terms: int | None = 3
+    """Distinct terms from which a text is an advertisement; in short ones fewer do, long ones need a density too."""
+
+
+RULE_SETS: dict[str, dict[str, Any]] = {
+    "web": {
+        "personal_data": True,
+        "max_notice_share": 0.6,
+        "min_common_share": 0.1,
+        "min_stop_share": 0.015,
+        "search_snippets": True,
+        "spam": True,
+    },
+    "encyclopaedia": {"encyclopaedia": True},
+}
+"""Named values of a source's `rules`: web pages as they come, and entries of an encyclopaedia."""
+
+
+def _named_rules(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in RULE_SETS:
+        close = difflib.get_close_matches(value, RULE_SETS, n=1)
+        mend = f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(RULE_SETS)}"
+        raise ValueError(f"{mend}, or give keys of cleaning: {{min_han: 30}}")
+    return RULE_SETS[value]
+
+
+# Kept as a dict, not as the model: a resolved recipe must store what was written and not the defaults beside it.
+if TYPE_CHECKING:
+    Rules = dict[str, Any]
+else:
+    Rules = Annotated[
+        CleaningSettings,
+        BeforeValidator(_named_rules),
+        AfterValidator(lambda rules: rules.model_dump(exclude_unset=True)),
+        PlainSerializer(lambda rules: rules),
+    ]
+
+
 class Source(Settings):
     """Where records come from: the word `playground`, or a file, folder or glob with its format."""
 
@@ -62,6 +167,8 @@ class Source(Settings):
     """Read at most this many rows, from the start."""
     copies: Positive = 1
     """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
+    rules: Rules = {}
+    """How its documents are cleaned, where not as `corpus` says: keys of cleaning, or `web` or `encyclopaedia`."""
     balance_lengths: bool = False
     """Drop pairs until the better answer is the longer one as often as the shorter, so that length tells nothing."""
 
@@ -75,8 +182,36 @@ class Source(Settings):
 SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]]
 
 
-class CorpusSettings(Settings):
-    """Sources, and the thresholds of cleaning. Shares are of the characters that are not white space, unless said."""
+class SlurmSettings(Settings):
+    """How the tasks of a phase are given to Slurm; see docs/data.md."""
+
+    partition: str
+    time: str = "24:00:00"
+    """Limit of one task, as sbatch reads it."""
+    mem_per_cpu_gb: Positive = 4
+    qos: str | None = None
+    env_command: str | None = None
+    """Shell line that a task begins with, e.g. one that activates the environment."""
+    sbatch_args: dict[str, str] = {}
+    """Further options of sbatch."""
+    poll_seconds: PositiveFloat = 10.0
+    """Between two looks at the queue."""
+
+
+class ExecutorSettings(Settings):
+    """Where the tasks of data processing run; the result does not depend on it."""
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local: processes of this machine; ray and slurm: a cluster that shares this file system."""
+    num_processes: Positive = 2
+    """Tasks at a time."""
+    ray_address: str | None = None
+    """Of a running Ray cluster ("auto" finds it); a local one is started when absent."""
+    slurm: SlurmSettings | None = None
+
+
+class CorpusSettings(CleaningSettings, ExecutorSettings):
+    """Sources, how all of them are cleaned, and where the work is done."""
 
     documents: SourceList = []
     """Pretraining text."""
@@ -84,23 +219,6 @@ class CorpusSettings(Settings):
     """Instruction data."""
     preferences: SourceList = []
     """Preference pairs, for the reward model, DPO and (their prompts) PPO."""
-    min_han: int = 10
-    """A document with fewer Han characters is dropped."""
-    max_characters: Positive = 500_000
-    """A longer document is dropped: it is a dump, not a text."""
-    min_han_share: Fraction = 0.3
-    max_symbol_share: Fraction = 0.3
-    """Characters that are neither letters, digits, Han nor common punctuation."""
-    max_url_share: Fraction = 0.3
-    max_digit_share: Fraction = 0.3
-    max_mojibake_share: Fraction = 0.03
-    """Characters that only a wrong decoding gives."""
-    max_repeated_line_share: Fraction = 0.3
-    """Lines that stood before in the same document, by characters."""
-    max_repeated_ngram_share: Fraction = 0.6
-    """Of the 10-character n-grams."""
-    max_advertising_terms: int = 3
-    """Distinct terms from which a text is an advertisement; in short ones fewer do, long ones need a density too."""
     boilerplate_documents: Positive = 10
     """A notice in more documents of a source than this is boilerplate and removed …"""
     boilerplate_share: Fraction = 0.01
@@ -111,8 +229,20 @@ class CorpusSettings(Settings):
     """Share of records held out, chosen by content hash so that it is stable when data is added."""
     max_reject_share: Fraction = 0.05
     """Share of unreadable rows above which the stage stops."""
-    num_processes: Positive = 2
-    """Processes that clean; the result does not depend on it."""
+    part_characters: Positive = 1 << 25
+    """Characters that one task works on at a time, about 100 MB of Chinese: it bounds the memory of a process."""
+
+    def cleaning(self, rules: Mapping[str, Any] | None = None) -> CleaningSettings:
+        """The cleaning of a source with these `rules`: the corpus's own, with the rules' keys over them."""
+        own = {name: getattr(self, name) for name in CleaningSettings.model_fields}
+        return CleaningSettings(**{**own, **(rules or {})})
+
+
+HOW_NOT_WHAT: dict[str, frozenset[str]] = {
+    "corpus": frozenset(ExecutorSettings.model_fields),
+    "shards": frozenset({"num_workers"}),
+}
+"""Keys of sections that change how fast and where a stage runs, never its result; so they make nothing stale."""
 
 
 class TokenizerSettings(Settings):

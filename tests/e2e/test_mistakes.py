@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mengya.corpus.parts import read_documents
 from mengya.tokenizer.train import save_tokenizer, train_tokenizer
 from road import TINY, is_done, manifests, mengya, the_only_line
 
@@ -89,11 +90,7 @@ def test_many_invalid_lines_are_fatal_until_the_recipe_allows_them(corpus_of, tm
 def test_a_gb18030_file_is_read_as_what_it_is(corpus_of, tmp_path):
     def kept():
         folder = tmp_path / "run" / "corpus" / "documents"
-        return sorted(
-            json.loads(line)["text"]
-            for file in ("train", "validation")
-            for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
-        )
+        return sorted(document.text for split in ("train", "validation") for document in read_documents(folder, split))
 
     assert corpus_of("\n".join(LINES)).returncode == 0
     expected = kept()

@@ -8,24 +8,42 @@ from pathlib import Path
 
 import pytest
 
-from mengya.corpus.build import Drop, build_conversations, build_corpus, build_preferences, score_dedup
+from mengya.corpus.build import build_conversations, build_preferences
+from mengya.corpus.documents import all_drops, build_documents
+from mengya.corpus.funnel import Drop, Manifest, score_dedup
+from mengya.corpus.inputs import ListInput
+from mengya.corpus.parts import read_documents
 from mengya.corpus.records import (
     Conversation,
     Document,
     Message,
     PreferencePair,
     conversation,
-    document,
     preference_pair,
 )
+from mengya.corpus.streams import Rejects
 from mengya.errors import UserError
 from mengya.files import read_jsonl
 from mengya.settings import CorpusSettings
 
-SETTINGS = CorpusSettings(validation_fraction=0.1)
+SETTINGS = CorpusSettings(validation_fraction=0.1, num_processes=1)
 HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
 NOTICE = "版权声明：转载请注明出处，谢谢合作。"
 ADVERTISEMENT = "限时优惠，全国包邮，加微信下单，名额有限，先到先得。"
+
+
+def build_corpus(
+    documents: list[Document], settings: CorpusSettings, seed: int, directory: Path
+) -> tuple[Manifest, list[Drop]]:
+    """The documents as inputs of 100, so that several tasks and parts are at work."""
+    inputs = [ListInput("", documents[start : start + 100]) for start in range(0, len(documents), 100)]
+    directory.mkdir(exist_ok=True)
+    manifest, _ = build_documents(inputs, settings, seed, directory, work=directory / "work", rejects=Rejects())
+    return manifest, list(all_drops(directory / "work"))
+
+
+def dropped(directory: Path) -> list[Drop]:
+    return [Drop(**row) for row in read_jsonl(directory / "dropped.jsonl")]
 
 
 def sentences(seed: str, count: int = 12) -> str:
@@ -75,9 +93,7 @@ def test_planted_dirt_is_found_and_the_funnel_adds_up(tmp_path: Path) -> None:
         if dirt in ("advertisement", "boilerplate"):
             assert reasons[origin] == dirt
 
-    train, validation = (
-        [document(row) for row in read_jsonl(tmp_path / f"{p}.jsonl")] for p in ("train", "validation")
-    )
+    train, validation = (list(read_documents(tmp_path, p)) for p in ("train", "validation"))
     kept = {record.origin for record in [*train, *validation]}
     assert kept.isdisjoint(reasons)
     assert kept | set(reasons) == {record.origin for record in documents}
@@ -111,10 +127,12 @@ def test_dropped_samples_name_the_twin_and_are_at_most_twenty_a_reason(tmp_path:
 
 
 def test_the_corpus_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    documents = [Document(f"{sentences(str(number), 3)}　ＡＢＣ", "s", f"f:{number}") for number in range(2100)]
+    documents = [Document(f"{sentences(str(number), 3)}　ＡＢＣ", "s", f"f:{number}") for number in range(600)]
     for processes in (1, 2):
         build_corpus(documents, SETTINGS.model_copy(update={"num_processes": processes}), 0, tmp_path / str(processes))
-    for name in ("train.jsonl", "validation.jsonl", "dropped.jsonl"):
+    files = sorted(path.name for path in (tmp_path / "1").iterdir() if path.is_file())
+    assert len(files) > 10
+    for name in files:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
@@ -122,7 +140,7 @@ def test_added_documents_move_none_across_the_split(tmp_path: Path) -> None:
     documents = [Document(sentences(str(number)), "s", f"f:{number}") for number in range(200)]
     build_corpus(documents[:120], SETTINGS, 0, tmp_path / "few")
     build_corpus(documents[::-1], SETTINGS, 0, tmp_path / "many")
-    few, many = ({row["text"] for row in read_jsonl(tmp_path / name / "validation.jsonl")} for name in ("few", "many"))
+    few, many = ({record.text for record in read_documents(tmp_path / name, "validation")} for name in ("few", "many"))
     assert few
     assert few == many & {record.text for record in documents[:120]}
 
@@ -137,16 +155,19 @@ def test_many_copies_of_a_document_are_not_boilerplate(tmp_path: Path) -> None:
 
 def test_nothing_left_and_nothing_held_out_are_the_users_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no documents left to train on"):
-        build_corpus([Document("短", "s", "f:1")], SETTINGS, 0, tmp_path)
+        build_corpus([Document("短", "s", "f:1")], SETTINGS, 0, tmp_path / "short")
     with pytest.raises(UserError, match="held out"):
         build_corpus(
             [Document(sentences("1"), "s", "f:1")],
             SETTINGS.model_copy(update={"validation_fraction": 1e-9}),
             0,
-            tmp_path,
+            tmp_path / "all in training",
         )
     manifest, _ = build_corpus(
-        [Document(sentences("1"), "s")], SETTINGS.model_copy(update={"validation_fraction": 0}), 0, tmp_path
+        [Document(sentences("1"), "s")],
+        SETTINGS.model_copy(update={"validation_fraction": 0}),
+        0,
+        tmp_path / "none wanted",
     )
     assert manifest["kept"]["validation"]["documents"] == 0
 
@@ -165,7 +186,8 @@ def test_conversations_are_unique_by_prompt_and_split_by_opening(tmp_path: Path)
         talk("3+1", "4", "b"),
         talk("空", " ", "empty"),
     ]
-    manifest, drops = build_conversations(talks, SETTINGS, 0, tmp_path)
+    manifest = build_conversations(talks, SETTINGS, 0, tmp_path)
+    drops = dropped(tmp_path)
     assert {(drop.origin, drop.reason, drop.twin) for drop in drops} == {
         ("copy", "duplicate_prompt", "f:3"),
         ("empty", "empty", None),
@@ -181,8 +203,8 @@ def test_conversations_are_unique_by_prompt_and_split_by_opening(tmp_path: Path)
 
 def test_copies_multiply_training_records_of_their_source_and_no_counts(tmp_path: Path) -> None:
     talks = [talk(f"问题{number}?", "答", f"f:{number}") for number in range(100)]
-    plain, _ = build_conversations(talks, SETTINGS, 0, tmp_path / "plain")
-    manifest, _ = build_conversations(talks, SETTINGS, 0, tmp_path / "copied", {talks[0].source: 3, "other": 2})
+    plain = build_conversations(talks, SETTINGS, 0, tmp_path / "plain")
+    manifest = build_conversations(talks, SETTINGS, 0, tmp_path / "copied", {talks[0].source: 3, "other": 2})
     rows = {name: list(read_jsonl(tmp_path / name / "train.jsonl")) for name in ("plain", "copied")}
     assert rows["copied"] == [row for row in rows["plain"] for _ in range(3)]
     held_out = [list(read_jsonl(tmp_path / name / "validation.jsonl")) for name in ("plain", "copied")]
@@ -196,7 +218,8 @@ def test_preference_pairs_of_one_prompt_are_kept_unless_equal(tmp_path: Path) ->
 
     pairs = [pair(number, "好", "坏", f"f:{number}") for number in range(60)]
     pairs += [pair(1, "更好", "坏", "second"), pair(1, "好", "坏 ", "copy"), pair(2, "好", "好", "equal")]
-    manifest, drops = build_preferences(pairs, SETTINGS, 0, tmp_path)
+    manifest = build_preferences(pairs, SETTINGS, 0, tmp_path)
+    drops = dropped(tmp_path)
     assert {(drop.origin, drop.reason) for drop in drops} == {("copy", "duplicate_pair"), ("equal", "equal_answers")}
     rows = [preference_pair(row) for p in ("train", "validation") for row in read_jsonl(tmp_path / f"{p}.jsonl")]
     assert sorted(rows, key=lambda row: row.origin) == sorted(pairs[:61], key=lambda row: row.origin)
@@ -211,8 +234,9 @@ def test_a_balanced_source_has_the_longer_answer_better_as_often_as_the_shorter(
     pairs += [pair(number, "long", "好", "又长又坏") for number in range(90, 120)]
     pairs += [pair(number, "long", "好", "坏") for number in range(120, 130)]  # of one length: say nothing, stay
     pairs += [pair(number, "as is", "又长又好", "坏") for number in range(130, 150)]
-    manifest, drops = build_preferences(pairs, SETTINGS, 0, tmp_path, {}, {"long"})
-    again, _ = build_preferences(reversed(pairs), SETTINGS, 0, tmp_path / "again", {}, {"long"})
+    manifest = build_preferences(pairs, SETTINGS, 0, tmp_path, {}, {"long"})
+    drops = dropped(tmp_path)
+    again = build_preferences(reversed(pairs), SETTINGS, 0, tmp_path / "again", {}, {"long"})
     assert {(drop.reason, drop.source, drop.excerpt[-5]) for drop in drops} == {("length_balance", "long", "长")}
     assert manifest["funnel"][-1] == {"step": "length_balance", "pairs": 90, "characters": again["kept"]["characters"]}
     kept = {name: [row["origin"] for p in ("train", "validation") for row in read_jsonl(place / f"{p}.jsonl")]

@@ -18,7 +18,8 @@ PACKAGE = ROOT / "src" / "mengya"
 READMES = ("README.md", "README.zh.md")
 IMPORT_NAMES = {"PyYAML": "yaml"}
 # jinja2's own dependency and part of its interface: what a template must not escape again is marked with it.
-COMES_WITH = {"markupsafe": "jinja2"}
+# datatrove's log and its processes, which are told to keep off the terminal and to end with the command.
+COMES_WITH = {"markupsafe": "jinja2", "loguru": "datatrove", "multiprocess": "datatrove"}
 
 
 def read(name: str) -> str:

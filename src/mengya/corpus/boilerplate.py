@@ -6,7 +6,10 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 
-from mengya.corpus.clean import BLANK_LINES, HAN
+import numpy as np
+import numpy.typing as npt
+
+from mengya.corpus.normalise import BLANK_LINES, HAN
 
 _HAN = re.compile(f"[{HAN}]")
 _MIN_BOILERPLATE = 6
@@ -58,6 +61,21 @@ class Boilerplate:
         self._documents[source] += 1
         lines = {line.strip() for line in text.split("\n")} | {_tail(text)}
         self._lines[source].update(_line_key(line) for line in lines if _may_be_boilerplate(line))
+
+    def counts(self) -> dict[str, tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+        """{source: (documents counted, keys of lines in order, documents that each stands in)}, for `restored`."""
+        found = {}
+        for source, lines in self._lines.items():
+            keys = np.array(sorted(lines), dtype=np.uint64)
+            found[source] = (self._documents[source], keys, np.array([lines[key] for key in keys.tolist()], np.int64))
+        return found
+
+    def restore(
+        self, source: str, num_documents: int, keys: npt.NDArray[np.uint64], counts: npt.NDArray[np.int64]
+    ) -> None:
+        """Set a source's counts to what was added up elsewhere; keys that are no boilerplate may be left out."""
+        self._documents[source] = num_documents
+        self._lines[source] = Counter(dict(zip(keys.tolist(), counts.tolist(), strict=True)))
 
     def _recurs(self, source: str, line: str) -> bool:
         count = self._lines[source][_line_key(line)]

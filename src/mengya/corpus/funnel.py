@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mengya.corpus.records import Conversation, Document, PreferencePair, Record
 
+EXCERPT = 200  # characters of a dropped record that are shown
 _SAMPLES = 20  # of dropped records, a reason
 
 Manifest = dict[str, Any]
@@ -31,16 +33,38 @@ class Drop:
     twin: str | None = None
     similarity: float | None = None
 
+    @classmethod
+    def of(cls, document: Document, reason: str, twin: str | None = None, similarity: float | None = None) -> Drop:
+        text = document.text
+        return cls(document.origin, document.source, reason, len(text), text[:EXCERPT], twin, similarity)
+
 
 class Funnel:
-    """Counts of one build in its `unit`: "documents", "conversations" or "pairs"."""
+    """Counts of one build in its `unit` ("documents", "conversations" or "pairs"), and samples of what fell out.
+
+    `manifest` gives {"unit", "funnel": [{"step", unit, "characters"}], "dropped": {reason: {unit, "characters"}},
+    "kept": {unit, "characters", "train": {…}, "validation": {…}}, "by_source": {source: {"read", "kept", "dropped"}}}.
+    """
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
         self.steps: list[dict[str, Any]] = []
-        self.drops: list[Drop] = []
         self.read: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
+        self.dropped: dict[str, dict[str, int]] = {}
+        self._by_source: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._samples: defaultdict[str, list[tuple[int, int, Drop]]] = defaultdict(list)
+
+    def drop(self, drop: Drop) -> None:
+        entry = self.dropped.setdefault(drop.reason, {self.unit: 0, "characters": 0})
+        entry[self.unit] += 1
+        entry["characters"] += drop.characters
+        self._by_source[drop.source][drop.reason] += 1
+        # The lowest hashes: spread over the sources, the same every time, and no more of them in memory than are shown.
+        samples = self._samples[drop.reason]
+        heapq.heappush(samples, (-hash64("sample", drop.origin.encode()), -entry[self.unit], drop))
+        if len(samples) > _SAMPLES:
+            heapq.heappop(samples)
 
     def step(self, name: str, count: int, characters: int) -> None:
         self.steps.append({"step": name, self.unit: count, "characters": characters})
@@ -49,37 +73,31 @@ class Funnel:
         """A step after which `records` are left."""
         self.step(name, len(records), sum(map(num_characters, records)))
 
-    def manifest(self, train: Sequence[Record], validation: Sequence[Record]) -> Manifest:
-        dropped: dict[str, dict[str, int]] = {}
-        per_source: dict[str, Counter[str]] = {source: Counter() for source in self.read}
-        for drop in self.drops:
-            entry = dropped.setdefault(drop.reason, {self.unit: 0, "characters": 0})
-            entry[self.unit] += 1
-            entry["characters"] += drop.characters
-            per_source[drop.source][drop.reason] += 1
-        parts = {name: self._counts(records) for name, records in (("train", train), ("validation", validation))}
-        total = {key: sum(part[key] for part in parts.values()) for key in (self.unit, "characters")}
+    def manifest(self, train: dict[str, int], validation: dict[str, int]) -> Manifest:
+        """The shape above, of {unit: …, "characters": …} for both sides of the split."""
+        total = {key: train[key] + validation[key] for key in (self.unit, "characters")}
         return {
             "unit": self.unit,
             "funnel": self.steps,
-            "dropped": dict(sorted(dropped.items(), key=lambda item: (-item[1][self.unit], item[0]))),
-            "kept": {**total, **parts},
+            "dropped": dict(sorted(self.dropped.items(), key=lambda item: (-item[1][self.unit], item[0]))),
+            "kept": {**total, "train": train, "validation": validation},
             "by_source": {
-                source: {"read": count, "kept": self.kept[source], "dropped": dict(per_source[source].most_common())}
+                source: {
+                    "read": count,
+                    "kept": self.kept[source],
+                    "dropped": dict(sorted(self._by_source[source].items(), key=lambda item: (-item[1], item[0]))),
+                }
                 for source, count in sorted(self.read.items())
             },
         }
 
-    def _counts(self, records: Sequence[Record]) -> dict[str, int]:
+    def counts(self, records: Sequence[Record]) -> dict[str, int]:
         return {self.unit: len(records), "characters": sum(map(num_characters, records))}
 
     def samples(self) -> Iterator[dict[str, Any]]:
-        """Up to 20 drops a reason, chosen by the hash of their origin: spread over the sources, the same every time."""
-        by_reason: dict[str, list[Drop]] = {}
-        for drop in self.drops:
-            by_reason.setdefault(drop.reason, []).append(drop)
-        for reason in sorted(by_reason):
-            for drop in sorted(by_reason[reason], key=lambda drop: hash64("sample", drop.origin.encode()))[:_SAMPLES]:
+        """Up to 20 drops a reason, for dropped.jsonl."""
+        for reason in sorted(self._samples):
+            for _, _, drop in sorted(self._samples[reason], key=lambda sample: (-sample[0], -sample[1])):
                 row = {"reason": reason, "origin": drop.origin, "source": drop.source, "characters": drop.characters}
                 if drop.twin is not None:
                     row |= {"twin": drop.twin, "similarity": drop.similarity}

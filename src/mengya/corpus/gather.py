@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 from mengya.console import say
@@ -20,7 +21,8 @@ Kind = Literal["document", "conversation", "preference"]
 _ROWS_TO_GUESS_FROM = 50
 
 
-def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]]) -> str:
+def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]], said: set[str]) -> str:
+    """The layout that the recipe names, or the guess from `rows`, which is told once (`said` remembers)."""
     if source.format is not None:
         if source.format not in FORMATS:
             known = [name for name, layout in FORMATS.items() if layout.kind == kind]
@@ -34,8 +36,17 @@ def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]]) -> str:
             where=source.path,
             mend="name one by `format:` and, if columns are renamed, `columns:`",
         )
-    say(f"{source.path} looks like {guessed!r}; say `format: {guessed}` to be sure")
+    if guessed not in said:
+        said.add(guessed)
+        say(f"{source.path} looks like {guessed!r}; say `format: {guessed}` to be sure")
     return guessed
+
+
+def layouts_of(source: Source, kind: Kind, files: list[Path]) -> list[str | None]:
+    """The layout of each file of a source, from its first rows where the recipe does not name it; None without rows."""
+    said: set[str] = set()
+    heads = ([row for _, row in islice(read_rows(file, Rejects()), _ROWS_TO_GUESS_FROM)] for file in files)
+    return [_format_of(source, kind, rows, said) if rows else None for rows in heads]
 
 
 def read_source(
@@ -44,12 +55,13 @@ def read_source(
     """Records of one source, in file order; refused rows go to `rejects`, mended ones are counted in `repairs`."""
     assert source.path is not None
     names = identity.model_dump()
+    said: set[str] = set()
     for file in list_files(source.path):
         rows = islice(read_rows(file, rejects), source.limit)
         head = list(islice(rows, _ROWS_TO_GUESS_FROM))
         if not head:
             continue
-        layout = _format_of(source, kind, [row for _, row in head])
+        layout = _format_of(source, kind, [row for _, row in head], said)
         for origin, row in chain(head, rows):
             try:
                 records = convert(

@@ -81,6 +81,24 @@ class Rejects:
         for sample in self.samples:
             yield {"reason": sample.reason, "file": sample.file, "line": sample.line, "excerpt": sample.excerpt}
 
+    def dump(self) -> dict[str, Any]:
+        """All of it as JSON, for `absorb` in another process."""
+        return {
+            "num_rows": self.num_rows,
+            "counts": dict(self.counts),
+            "samples": list(self.rows()),
+            "encodings": dict(self.encodings),
+        }
+
+    def absorb(self, dumped: dict[str, Any]) -> None:
+        """Add what another process counted."""
+        self.num_rows += dumped["num_rows"]
+        self.encodings.update(dumped["encodings"])
+        for sample in dumped["samples"]:
+            self.add(sample["reason"], sample["file"], sample["line"], sample["excerpt"])
+            self.counts[sample["reason"]] -= 1  # the samples are among the counts
+        self.counts.update(dumped["counts"])
+
     def summary(self) -> dict[str, Any]:
         return {
             "rows": self.num_rows,

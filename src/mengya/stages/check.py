@@ -37,6 +37,15 @@ def _check_sources(recipe: Recipe) -> None:
                 )
 
 
+def _check_executor(recipe: Recipe) -> None:
+    if recipe.corpus.executor == "slurm" and recipe.corpus.slurm is None:
+        raise UserError(
+            "Slurm needs to know a partition",
+            where="corpus.executor",
+            mend="add `slurm: {partition: NAME}` beside it",
+        )
+
+
 def _check_lengths(recipe: Recipe) -> None:
     config = model_config(recipe, recipe.tokenizer.vocab_size)
     for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
@@ -73,6 +82,7 @@ def check_recipe(recipe: Recipe) -> None:
     """UserError for the first impossible combination, missing file, or stage without what it needs."""
     _check_lengths(recipe)
     if "corpus" in recipe.stages:
+        _check_executor(recipe)
         _check_sources(recipe)
     needed_sources = {"documents": ("corpus",), "conversations": ("sft",), "preferences": ("reward", "dpo", "ppo")}
     for kind, stages in needed_sources.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from typing import Any
 
 from mengya.console import say
 from mengya.corpus import playground
-from mengya.corpus.build import build_conversations, build_corpus, build_preferences, score_dedup
+from mengya.corpus.build import build_conversations, build_preferences
+from mengya.corpus.documents import all_drops, build_documents
+from mengya.corpus.funnel import score_dedup
 from mengya.corpus.gather import Kind, read_source
+from mengya.corpus.inputs import Input, ListInput, file_inputs
 from mengya.corpus.playground import Playground
-from mengya.corpus.records import Record, to_row
+from mengya.corpus.records import Document, Record, to_row
 from mengya.corpus.sources import Rejects
 from mengya.errors import UserError
 from mengya.evaluate.score import proportion
@@ -37,6 +41,14 @@ def _records(
         embedded if source.playground else read_source(source, kind, recipe.identity, rejects, repairs)
         for source in sources
     )
+
+
+def _inputs(sources: list[Source], embedded: list[Document]) -> list[Input]:
+    """What the documents are read from, in the recipe's order: a source's files one by one."""
+    inputs: list[Input] = []
+    for source in sources:
+        inputs += [ListInput(playground.SOURCE, embedded, source.rules)] if source.playground else file_inputs(source)
+    return inputs
 
 
 def _uses_playground(sources: list[Source]) -> bool:
@@ -78,19 +90,19 @@ def execute(context: Context) -> Outcome:
 def _build(context: Context, rejects: Rejects) -> Outcome:
     recipe, settings = context.recipe, context.recipe.corpus
     world = world_of_recipe(recipe)
-    repairs = Counter[str]()
     counts: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
     planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
-    documents = _records(
-        settings.documents, "document", [plant.document for plant in planted], recipe, rejects, repairs
-    )
+    work = context.directory / "work"
     with atomic_directory(context.directory / "documents") as directory:
-        counts["documents"], drops = build_corpus(documents, settings, recipe.seed, directory)
+        inputs = _inputs(settings.documents, [plant.document for plant in planted])
+        counts["documents"], repairs = build_documents(
+            inputs, settings, recipe.seed, directory, work=work, rejects=rejects
+        )
     if planted:
         truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
-        metrics |= _dirt_metrics(score_dedup(truth, drops))
+        metrics |= _dirt_metrics(score_dedup(truth, all_drops(work)))
 
     held_out: dict[str, list[Record]] = {"conversations": [], "preferences": []}
     for name, kind, builder in (
@@ -110,7 +122,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
             if sources:
                 records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
                 copies = {source.label: source.copies for source in sources}
-                counts[name], _ = builder(records, settings, recipe.seed, directory, copies)
+                counts[name] = builder(records, settings, recipe.seed, directory, copies)
             else:
                 write_jsonl(directory / "train.jsonl", [])
                 write_jsonl(directory / "validation.jsonl", [])
@@ -127,6 +139,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         conversations = read_jsonl(context.directory / "conversations" / "validation.jsonl")
         write_jsonl(directory / "conversations.jsonl", conversations)
 
+    shutil.rmtree(work)
     counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
     counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
     return Outcome(counts=counts, metrics=metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mengya.corpus.parts import read_documents
 from mengya.data.shards import write_shards
 from mengya.run import Context, Outcome
 from mengya.stages.common import tokenizer_of
@@ -14,7 +15,7 @@ def execute(context: Context) -> Outcome:
     counts = {}
     for split in ("train", "validation"):
         index = write_shards(
-            context.path("corpus/documents") / f"{split}.jsonl",
+            read_documents(context.path("corpus/documents"), split),
             tokenizer_of(context),
             context.directory / "tokens",
             name=split,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mengya.files import atomic_directory, read_jsonl
+from mengya.corpus.parts import read_documents
+from mengya.files import atomic_directory
 from mengya.run import Context, Outcome
 from mengya.stages.check import model_config
 from mengya.tokenizer.encode import load_tokenizer
@@ -12,7 +13,7 @@ from mengya.tokenizer.train import measure, save_tokenizer, train_tokenizer
 def execute(context: Context) -> Outcome:
     settings = context.recipe.tokenizer
     documents = context.path("corpus/documents")
-    texts = (row["text"] for row in read_jsonl(documents / "train.jsonl"))
+    texts = (document.text for document in read_documents(documents, "train"))
     tokenizer = train_tokenizer(
         texts, settings.vocab_size, max_characters=settings.max_characters, seed=context.recipe.seed
     )
@@ -20,7 +21,7 @@ def execute(context: Context) -> Outcome:
     with atomic_directory(context.directory / "model") as partial:
         save_tokenizer(tokenizer, partial, model_max_length=max_positions)
     trained = load_tokenizer(context.directory / "model")
-    measured = measure(trained, [row["text"] for row in read_jsonl(documents / "validation.jsonl")])
+    measured = measure(trained, [document.text for document in read_documents(documents, "validation")])
     return Outcome(
         metrics={
             "tokenizer.chars_per_token": measured["characters_per_token"],
