@@ -97,11 +97,16 @@ def report(path: Annotated[Path, typer.Argument(help="a run directory")]) -> Non
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="a run, a stage, a model directory or a .jsonl file")]) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(help="a run, a stage, a model directory, or a file of records")],
+    sample: Annotated[int | None, typer.Option(min=1, help="records to show; 5 of a file, 1 a part of a stage")] = None,
+    seed: Annotated[int, typer.Option(help="which records: a seed draws the same ones every time")] = 0,
+    reason: Annotated[str | None, typer.Option(help="only what was dropped for this reason")] = None,
+) -> None:
     """Look inside a run, a stage, a model or data."""
     from mengya.serve.inspect import inspect as look
 
-    look(path)
+    look(path, sample, seed, reason)
 
 
 @app.command()

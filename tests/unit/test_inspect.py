@@ -79,22 +79,23 @@ def test_records_are_shown_as_what_they_are_with_markup_as_plain_text(tmp_path, 
         {"text": "第六行"},
     ]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    inspect(tmp_path / "rows.jsonl")
+    inspect(tmp_path / "rows.jsonl", sample=6)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    for expected in ("text  [red]一篇[/red]文章", "user  问？", "assistant  答。", "chosen  好的", "rejected  坏的"):
+    for expected in ("[red]一篇[/red]文章", "user  问？", "assistant  答。", "user  谁？"):
         assert expected in lines
     assert "prefix  猫是" in lines
     assert json.dumps(rows[4]) in lines
-    assert lines[-1] == "── 5 of 6 rows"
+    assert any(line.split() == ["好的", "坏的"] for line in lines)
+    assert any("6 of 6 rows" in line for line in lines)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("absent", None, "no such file or directory"),
-        ("notes.txt", "你好", "neither a run"),
+        ("notes.md", "你好", "neither a run"),
         ("empty.jsonl", "", "an empty file"),
-        ("broken.jsonl", '{"a": 1}\n{"a"\n', "broken.jsonl:2: not JSON"),
+        ("broken.jsonl", '{"a"\n', r"broken.jsonl: no row can be read \(invalid_json 1\)"),
     ],
 )
 def test_the_users_mistakes_are_named(tmp_path, name, content, message):

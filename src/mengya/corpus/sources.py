@@ -20,7 +20,7 @@ from mengya.corpus.streams import COMPRESSIONS, MAX_LINE_BYTES, BrokenFile, Reje
 from mengya.corpus.yaml_rows import yaml_rows
 from mengya.errors import UserError
 
-__all__ = ["Rejects", "container_of", "list_files", "read_rows"]
+__all__ = ["Rejects", "container_of", "is_readable", "list_files", "read_rows"]
 
 TEXT_DOCUMENT_CHARACTERS = 1 << 20
 _KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".yml", ".yaml", ".parquet", ".zip")
@@ -108,6 +108,11 @@ def _container_name(stream: TextStream, kind: str | None) -> str:
     if kind == ".json":
         return json_layout(stream)
     return _NAMES.get(kind or "", "JSON lines")
+
+
+def is_readable(file: Path) -> bool:
+    """Whether `read_rows` knows this kind of file, by its name."""
+    return _kind(file) is not None
 
 
 def _kind(file: Path) -> str | None:

@@ -1,234 +1,57 @@
-"""`mengya inspect PATH`: what a run, a stage, a model directory or a .jsonl of ours holds, in one screen."""
+"""`mengya inspect PATH`: what a run, a stage, a model directory or a file of records holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from mengya.corpus.sources import is_readable
 from mengya.errors import UserError
-from mengya.files import read_json
-from mengya.report.words import STAGES, as_value, interval, metric_words, short_count, shown
 from mengya.run import Run
-from mengya.settings import STAGE_NAMES
+from mengya.serve.inspect_data import is_data_directory, print_corpus, print_directory, print_file
+from mengya.serve.inspect_page import make_console
+from mengya.serve.inspect_run import print_model, print_run, print_stage, stage_state
 
-_KEY_METRICS = {
-    "corpus": ("exact_duplicate_recall", "near_duplicate_recall", "near_duplicate_precision"),
-    "tokenizer": ("chars_per_token",),
-    "pretrain": ("validation_loss", "bits_per_byte", "cloze_accuracy"),
-    "sft": ("qa_accuracy", "multi_turn_accuracy", "identity_accuracy"),
-    "reward": ("pair_accuracy", "length_only_accuracy"),
-    "dpo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
-    "ppo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
-}
-_NUM_ROWS = 5
-_MAX_CHARACTERS = 600
+__all__ = ["inspect", "stage_state"]
+
+_SAMPLE = 5
+_CORPUS_SAMPLE = 1  # of each of its three kinds: a stage is one screen or two, a file may be more
 
 
-def inspect(path: Path | str) -> None:
-    """Print what is at PATH to stdout; UserError where it is nothing that Mengya writes or reads."""
+def inspect(path: Path | str, sample: int | None = None, seed: int = 0, reason: str | None = None) -> None:
+    """Print what is at PATH to stdout; UserError where it is nothing that Mengya writes or reads.
+
+    Of records, `sample` are shown, drawn with `seed`; `reason` shows only what was dropped for it.
+    """
     path = Path(path)
-    # markup and highlight off: names and texts are data.
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console = make_console()
     if not path.exists():
-        raise UserError("no such file or directory", where=path, mend="give a run, a stage, a model or a .jsonl file")
+        raise UserError("no such file or directory", where=path, mend="give a run, a stage, a model or a file of data")
+    is_stage = (path / "manifest.json").is_file() or (path / "started.json").is_file()
+    is_data = is_data_directory(path) or (path.is_file() and is_readable(path)) or (path / "documents").is_dir()
+    if reason is not None and not is_data:
+        raise UserError(
+            "only what was dropped has a reason",
+            where=path,
+            mend="give RUN/corpus, a directory in it, or a dropped.jsonl",
+        )
     if (path / "recipe.yaml").is_file():
-        _print_run(console, Run.open(path))
-    elif (path / "manifest.json").is_file() or (path / "started.json").is_file():
-        _print_stage(console, path)
+        print_run(console, Run.open(path))
+    elif is_stage:
+        if reason is None:
+            print_stage(console, path)
+        if (path / "documents").is_dir():
+            print_corpus(console, path, _CORPUS_SAMPLE if sample is None else sample, seed, reason)
     elif (path / "config.json").is_file():
-        _print_model(console, path)
-    elif path.is_file() and path.suffix == ".jsonl":
-        _print_rows(console, path)
+        print_model(console, path)
+    elif is_data_directory(path):
+        print_directory(console, path, _SAMPLE if sample is None else sample, seed, reason)
+    elif path.is_file() and is_readable(path):
+        if path.stat().st_size == 0:
+            raise UserError("an empty file", where=path, mend="nothing to see; was its stage interrupted?")
+        print_file(console, path, _SAMPLE if sample is None else sample, seed, reason)
     else:
         raise UserError(
-            "neither a run, a stage, a model directory nor a .jsonl file",
+            "neither a run, a stage, a model directory nor a file of records (jsonl, json, csv, tsv, parquet)",
             where=path,
             mend="a run has recipe.yaml, a stage manifest.json, a model config.json",
         )
-
-
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
-
-
-def stage_state(run: Run, name: str) -> str:
-    """`done`, `stale: …`, `interrupted` or `not run`, from what the manifests say of each other; no file is hashed.
-
-    `mengya run` decides by hashing the files themselves; this is the quick look.
-    """
-    manifest = run.manifest(name)
-    if manifest is None:
-        return "interrupted" if (run.directory / name / "started.json").exists() else "not run"
-    recipe = run.recipe().model_dump(mode="json")
-    for section, old in manifest["settings"].items():
-        if recipe.get(section) != old:
-            return f"stale: the recipe's {section} changed"
-    outputs: dict[str, str] = {}
-    for other in STAGE_NAMES:
-        outputs |= (run.manifest(other) or {}).get("outputs", {})
-    for artifact, digest in manifest["inputs"].items():
-        if outputs.get(artifact, digest) != digest:
-            return f"stale: {artifact} changed"
-    for artifact in manifest["outputs"]:
-        if not (run.directory / artifact).exists():
-            return f"stale: {artifact} is missing"
-    return "done"
-
-
-def _print_run(console: Console, run: Run) -> None:
-    recipe = run.recipe()
-    console.print(f"{recipe.name}  {recipe.description}".rstrip())
-    console.print(f"{run.directory} · seed {recipe.seed}\n")
-    table = _table("stage", "state", "time", "metrics", right=("time",))
-    total = 0.0
-    for name in recipe.stages:
-        manifest = run.manifest(name) or {}
-        seconds = manifest.get("seconds")
-        total += seconds or 0.0
-        metrics = manifest.get("metrics", {})
-        parts = []
-        for metric in _KEY_METRICS.get(name, ()):
-            value = as_value(metrics.get(f"{name}.{metric}"))
-            if value:
-                parts.append(f"{metric_words(metric).en} {shown(metric, value.value)}")
-        state = stage_state(run, name)
-        style = {"done": "green", "not run": "dim"}.get(state, "yellow")
-        time = shown("seconds", seconds) if seconds is not None else ""
-        table.add_row(name, Text(state, style=style), time, " · ".join(parts))
-    console.print(table)
-    console.print(f"\n{shown('seconds', total)} in all")
-
-
-def _print_stage(console: Console, path: Path) -> None:
-    if not (path / "manifest.json").is_file():
-        console.print(f"{path.name}: interrupted (no manifest.json); the same command resumes it")
-        return
-    manifest = read_json(path / "manifest.json")
-    name = manifest["stage"]
-    resumed = " · resumed" if manifest.get("resumed") else ""
-    console.print(f"{name} {STAGES[name].zh if name in STAGES else ''}".rstrip())
-    took = shown("seconds", manifest["seconds"])
-    console.print(f"{manifest['started']} · {took} · seed {manifest['seed']}{resumed}\n")
-    for title, held in (("input", manifest["inputs"]), ("output", manifest["outputs"])):
-        table = _table(title, "sha256")
-        for artifact, digest in held.items():
-            table.add_row(artifact, digest[:12])
-        if held:
-            console.print(table, end="\n\n")
-    table = _table("metric", "value", "95%", "n", right=("value", "95%", "n"))
-    for metric, raw in manifest["metrics"].items():
-        value = as_value(raw)
-        if value:
-            table.add_row(metric, shown(metric, value.value), interval(metric, value), str(value.n or ""))
-    console.print(table)
-    counts = [(key, value) for key, value in manifest["counts"].items() if isinstance(value, int | float)]
-    if counts:
-        console.print("\n" + " · ".join(f"{key} {value:,}" for key, value in counts))
-
-
-def _print_model(console: Console, path: Path) -> None:
-    from mengya.model.config import ModelConfig
-
-    raw = _read_object(path / "config.json")
-    config = ModelConfig.from_huggingface(raw, where=path / "config.json")
-    architecture = (raw.get("architectures") or ["?"])[0]
-    console.print(f"{architecture} · {short_count(config.num_parameters)} parameters\n")
-    table = _table("config", "")
-    for field in config.__dataclass_fields__:
-        table.add_row(field, str(getattr(config, field)))
-    console.print(table)
-    console.print()
-    weights = sorted(path.glob("*.safetensors"))
-    for file in weights:
-        dtypes, num_tensors = _tensors(file)
-        size = f"{file.stat().st_size / 2**20:,.1f} MiB"
-        console.print(f"{file.name} · {num_tensors} tensors · {'/'.join(dtypes)} · {size}")
-    if not weights:
-        console.print("no .safetensors file")
-    if (path / "tokenizer.json").is_file():
-        from mengya.tokenizer.encode import load_tokenizer
-
-        tokenizer = load_tokenizer(path)
-        num_tokens = tokenizer.vocab_size
-        fits = "" if num_tokens <= config.vocab_size else f" – does not fit the embedding of {config.vocab_size:,}"
-        stops = ", ".join(repr(tokenizer.decode([stop])) for stop in tokenizer.stop_ids)
-        console.print(f"tokenizer · {num_tokens:,} tokens{fits} · an answer ends at {stops}")
-    else:
-        console.print("no tokenizer.json")
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = read_json(file)
-    except ValueError as error:
-        raise UserError(f"not JSON ({error})", where=file, mend="restore the file") from None
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", where=file, mend="restore the file")
-    return value
-
-
-def _tensors(file: Path) -> tuple[list[str], int]:
-    """(dtypes, number of tensors) from a safetensors header: 8 bytes of length, then JSON."""
-    with open(file, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        try:
-            if not 0 < length <= file.stat().st_size:
-                raise ValueError
-            header = json.loads(handle.read(length))
-        except ValueError:
-            raise UserError("not a whole safetensors file", where=file, mend="copy or download it again") from None
-    tensors = [value for name, value in header.items() if name != "__metadata__"]
-    return sorted({tensor["dtype"] for tensor in tensors}), len(tensors)
-
-
-def _print_rows(console: Console, path: Path) -> None:
-    with open(path, encoding="utf-8") as file:
-        lines = list(islice(file, _NUM_ROWS))
-        num_rows = len(lines) + sum(1 for _ in file)
-    if not lines:
-        raise UserError("an empty file", where=path, mend="nothing to see; was its stage interrupted?")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"not JSON ({error.msg})", where=f"{path}:{number}", mend="mend that line") from None
-        console.print(f"── {number} " + "─" * 40)
-        for label, text in _render(row):
-            cut = text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
-            console.print(f"{label:>9}  {cut}" if label else cut)
-    console.print(f"── {len(lines)} of {num_rows:,} rows")
-
-
-def _render(row: Any) -> list[tuple[str, str]]:
-    """(label, text) lines of one record: a document, conversation, pair, question or cloze; else its JSON."""
-    if not isinstance(row, dict):
-        return [("", json.dumps(row, ensure_ascii=False))]
-    turns: list[tuple[str, str]] = []
-    for key in ("messages", "prompt"):
-        if isinstance(row.get(key), list) and all(isinstance(turn, dict) for turn in row[key]):
-            turns = [(str(turn.get("role")), str(turn.get("content"))) for turn in row[key]]
-    shapes: list[tuple[tuple[str, ...], Callable[[], list[tuple[str, str]]]]] = [
-        (("chosen", "rejected"), lambda: [*turns, ("chosen", str(row["chosen"])), ("rejected", str(row["rejected"]))]),
-        (
-            ("prefix", "choices"),
-            lambda: [("prefix", str(row["prefix"])), *(("?", str(choice)) for choice in row["choices"])],
-        ),
-        (("messages",), lambda: turns),
-        (("text",), lambda: [("text", str(row["text"]))]),
-    ]
-    body = next((build() for keys, build in shapes if all(key in row for key in keys)), None)
-    if not body:
-        return [("", json.dumps(row, ensure_ascii=False))]
-    used = ("messages", "prompt", "chosen", "rejected", "prefix", "choices", "text")
-    rest = [f"{key} {row[key]}" for key in row if key not in used]
-    return [*body, ("", "           " + " · ".join(rest))] if rest else body
