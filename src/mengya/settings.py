@@ -127,6 +127,7 @@ RULE_SETS: dict[str, dict[str, Any]] = {
 }
 """Named values of a source's `rules`: web pages as they come, and entries of an encyclopaedia."""
 
+
 def _named_rules(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -137,15 +138,16 @@ def _named_rules(value: Any) -> Any:
     return RULE_SETS[value]
 
 
-# Kept as a dict, not as the model: a resolved recipe must store what was written and not the defaults beside it.
-Rules = Annotated[
-    CleaningSettings,
-    BeforeValidator(_named_rules),
-    AfterValidator(lambda rules: rules.model_dump(exclude_unset=True)),
-    PlainSerializer(lambda rules: rules),
-]
 if TYPE_CHECKING:
     Rules = dict[str, Any]
+else:
+    # Kept as a dict, not as the model: a resolved recipe must store what was written and not the defaults beside it.
+    Rules = Annotated[
+        CleaningSettings,
+        BeforeValidator(_named_rules),
+        AfterValidator(lambda rules: rules.model_dump(exclude_unset=True)),
+        PlainSerializer(lambda rules: rules),
+    ]
 
 
 class Source(Settings):
