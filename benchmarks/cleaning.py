@@ -120,7 +120,11 @@ def main() -> None:
             print(f"  {part:7} " + "  ".join(f"{key} {_shown(value)}" for key, value in estimates.items()))
         for reason, count in reasons.most_common():
             print(f"  {count:6} {reason}")
-        result[name] = {"dropped": dict(reasons.most_common()), "mb_per_second": round(megabytes / seconds, 2), **scores}
+        result[name] = {
+            "dropped": dict(reasons.most_common()),
+            "mb_per_second": round(megabytes / seconds, 2),
+            **scores,
+        }
     print(json.dumps(result))
 
 

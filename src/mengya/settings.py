@@ -138,10 +138,10 @@ def _named_rules(value: Any) -> Any:
     return RULE_SETS[value]
 
 
-# Kept as a dict, not as the model: a resolved recipe must store what was written and not the defaults beside it.
 if TYPE_CHECKING:
     Rules = dict[str, Any]
 else:
+    # Kept as a dict, not as the model: a resolved recipe must store what was written and not the defaults beside it.
     Rules = Annotated[
         CleaningSettings,
         BeforeValidator(_named_rules),

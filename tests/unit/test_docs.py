@@ -16,7 +16,8 @@ from mengya.corpus.formats import FORMATS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "mengya"
 READMES = ("README.md", "README.zh.md")
-IMPORT_NAMES = {"PyYAML": "yaml"}
+IMPORT_NAMES = {"PyYAML": "yaml", "OpenCC": "opencc"}
+EXTRAS = ("opencc",)  # that src/ imports; `dev` is for development alone
 # jinja2's own dependency and part of its interface: what a template must not escape again is marked with it.
 # datatrove's log and its processes, which are told to keep off the terminal and to end with the command.
 COMES_WITH = {"markupsafe": "jinja2", "loguru": "datatrove", "multiprocess": "datatrove"}
@@ -94,14 +95,14 @@ def test_both_readmes_hold_the_same_commands() -> None:
 def test_every_dependency_has_a_section_with_its_reason() -> None:
     text = read("docs/DEPENDENCIES.md")
     sections = dict(re.findall(r"^### (\S+)\n(.+?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE))
-    declared = [*dependencies(), *dependencies("dev")]
+    declared = [name for group in (None, "dev", *EXTRAS) for name in dependencies(group)]
     assert set(sections) == set(declared)
     for name, reason in sections.items():
         assert len(reason.strip()) > 40, f"{name}: a word is not a reason"
 
 
 def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
-    declared = {IMPORT_NAMES.get(name, name) for name in dependencies()}
+    declared = {IMPORT_NAMES.get(name, name) for group in (None, *EXTRAS) for name in dependencies(group)}
     assert imported() - declared == set(COMES_WITH)
     assert declared - imported() == set()
     assert set(COMES_WITH.values()) <= declared

@@ -150,12 +150,7 @@ _SPACE_AT_PUNCTUATION = re.compile(rf"(?<=[{CHINESE_PUNCTUATION}]) +(?=\S)|(?<=\
 _WIDE_GAP = re.compile(rf"(?<={_HAN_OR_PUNCTUATION}) {{2,}}(?={_HAN_OR_PUNCTUATION})")
 _INDENT = re.compile(rf"^[ \t]+(?=[{HAN}“《【「（])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]+$", re.MULTILINE)
-_REPEATED = (
-    (re.compile(r"([，、；：？！～])\1+"), r"\1"),
-    (re.compile(r"([!?~])\1{3,}"), r"\1"),
-    (re.compile("。{2,}|…{3,}|\\.{7,}"), "……"),
-    (re.compile("—{3,}"), "——"),
-)
+_REPEATED = re.compile(r"([，、；：？！～])\1+|([!?~])\2{3,}|(。{2,}|…{3,}|\.{7,})|—{3,}")
 
 
 def full_width(text: str) -> str:
@@ -178,10 +173,8 @@ def white_space(text: str) -> str:
 
 
 def repeated_punctuation(text: str) -> str:
-    """Runs of one mark cut to one, of full stops to an ellipsis."""
-    for pattern, replacement in _REPEATED:
-        text = pattern.sub(replacement, text)
-    return text
+    """Runs of one mark cut to one, of full stops to an ellipsis, of dashes to a Chinese dash."""
+    return _REPEATED.sub(lambda run: run[1] or run[2] or ("……" if run[3] else "——"), text)
 
 
 _STEPS: tuple[tuple[tuple[str, Transformation], ...], ...] = (

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mengya.corpus.advertising import advertising_terms, is_report, notice_share, offers_spam, sells
+from mengya.corpus.advertising import advertising_terms, is_report, sells
 from mengya.corpus.encyclopaedia import encyclopaedia_reason
 from mengya.corpus.normalise import CHINESE_PUNCTUATION, HAN
+from mengya.corpus.web_pages import notice_share, offers_spam
 from mengya.settings import CleaningSettings
 
 # The commonest characters of modern prose, then those of the classical language.
@@ -34,7 +35,9 @@ _NOT_SYMBOLS = re.compile(rf"[\w\s{CHINESE_PUNCTUATION},.;:?!'\"()\[\]\-/%·～~
 # "，" "。" "“" "的" "是" "在" "一" "了" "们" and others, read as GBK; then what U+FFFD and stack filling turn into.
 _GBK_MOJIBAKE = re.compile("锟斤拷|[锛銆鈥鐨鏄鍦浜嗕鍙鎴杩瑙缁闂\ufffd]|涓€|烫烫烫+|屯屯屯+")
 _SPACE = re.compile(r"\s+")
-_NGRAM = 10
+_NGRAM = 10  # characters; the hash below is written for ten
+# A polynomial hash modulo 2^64, by doubling: of 2 characters, 4, 8, and of 8 and 2 that of 10.
+_BASE = {power: np.uint64(pow(0x9E3779B97F4A7C15, power, 1 << 64)) for power in (1, 2, 4)}
 _ADVERTISING_DENSITY = 100  # at least one term in so many characters
 _STUFFED = 8  # mentions of one term: written for search engines
 _SHORT_ADVERTISEMENT = 200  # characters; up to here one distinct term less suffices
@@ -166,9 +169,10 @@ def repeated_ngrams(text: str, settings: CleaningSettings) -> str | None:
     codes = codes[(_kinds()[codes] & _IS_SPACE) == 0].astype(np.uint64)
     if len(codes) < 4 * _NGRAM:
         return None
-    hashes = np.zeros(len(codes) - _NGRAM + 1, dtype=np.uint64)
-    for offset in range(_NGRAM):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + len(hashes)]
+    two = codes[:-1] * _BASE[1] + codes[1:]
+    four = two[:-2] * _BASE[2] + two[2:]
+    eight = four[:-4] * _BASE[4] + four[4:]
+    hashes = eight[:-2] * _BASE[2] + two[8:]
     share = 1 - len(np.unique(hashes)) / len(hashes)
     return "repeated_ngrams" if share > limit else None
 
