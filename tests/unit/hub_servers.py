@@ -27,7 +27,6 @@ class Hub:
         self.ranges = True
         self.files_at: str | None = None
         """Base URL of the server that files are redirected to, as to a CDN."""
-        self.page = 200
         self.seen: list[tuple[str, dict[str, str]]] = []
 
 
@@ -37,9 +36,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)

@@ -298,9 +298,11 @@ def test_a_token_goes_to_its_hub_and_not_to_where_the_hub_redirects(server, plac
     store = Hub(server.repositories)
     with served(store) as url:
         server.files_at = url
+        store.drops["data/a.jsonl"] = 1
         get_dataset("toy", origin)
     assert on_disk(place) == WANTED
-    assert len(store.seen) == len(WANTED)
+    assert len(store.seen) == len(WANTED) + 1
+    assert [headers.get("Range") for path, headers in store.seen if "a.jsonl" in path][1] == f"bytes={len(BIG) // 2}-"
     assert all(name not in headers for _, headers in store.seen)
     to_hub = [headers for path, headers in server.seen if "small.jsonl" in path]
     assert to_hub
@@ -396,3 +398,12 @@ def test_what_no_hub_has_and_what_one_hub_lacks_is_said_with_the_way_out(monkeyp
         get_dataset("deepctrl", "huggingface")
     with pytest.raises(UserError, match="neither a hub nor a folder"):
         get_dataset("deepctrl", "no/such/folder")
+
+
+def test_show_says_what_is_here_and_where_from(server, place, capsys):
+    data_commands.show_dataset("toy")
+    assert "not here; run `mengya data get toy`" in capsys.readouterr().out
+    get_dataset("toy", "huggingface")
+    capsys.readouterr()
+    data_commands.show_dataset("TOY")
+    assert f"{place}: 3 files, 586.0 KiB, from huggingface {REPOSITORY} at {COMMIT}" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from mengya import __version__
+from mengya.console import say
 from mengya.errors import UserError
 from mengya.files import sha256
 
@@ -87,7 +88,17 @@ def retried(attempt: Callable[[], Any], url: str) -> Any:
         failures += 1
         if failures == _ATTEMPTS:
             raise unreachable(url, reason)
-        time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
+        _wait(url, reason, failures - 1)
+
+
+def _wait(url: str, error: BaseException, doublings: int) -> None:
+    seconds = PAUSE_SECONDS * 2**doublings
+    say(f"{urlsplit(url).netloc}: {_words(error)}; trying again in {seconds:.0f} s")
+    time.sleep(seconds)
+
+
+def _words(error: BaseException) -> str:
+    return str(getattr(error, "reason", None) or error) or type(error).__name__
 
 
 def as_retriable(error: BaseException, url: str) -> BaseException:
@@ -114,9 +125,8 @@ def as_retriable(error: BaseException, url: str) -> BaseException:
 
 def unreachable(url: str, error: BaseException) -> UserError:
     """One line for a network that does not come back."""
-    reason = getattr(error, "reason", None) or str(error) or type(error).__name__
     return UserError(
-        f"cannot reach {urlsplit(url).netloc} ({reason})",
+        f"cannot reach {urlsplit(url).netloc} ({_words(error)})",
         mend="check the network, or set HF_ENDPOINT (or MODELSCOPE_ENDPOINT) to a mirror; the same command goes on "
         "from there",
     )
@@ -203,7 +213,7 @@ def _complete(file: RemoteFile, partial: Path, headers: Mapping[str, str], progr
         fruitless = 0 if now > begin else fruitless + 1
         if fruitless >= _ATTEMPTS:
             raise unreachable(file.url, reason)
-        time.sleep(PAUSE_SECONDS * 2**fruitless)
+        _wait(file.url, reason, fruitless)
 
 
 def _append(

@@ -74,9 +74,11 @@ def show_dataset(name: str) -> None:
     if record is not None:
         total = sum(file["bytes"] for file in record["files"])
         state = "" if record["complete"] else ", not finished: run the same `mengya data get` again"
-        here = (
-            f"{place}: {len(record['files'])} files, {in_bytes(total)}, from {record['from']} at {record['revision']}"
-        )
+        here = f"{place}: {len(record['files'])} files, {in_bytes(total)}"
+        if record.get("repository"):
+            here += f", from {record.get('from')} {record['repository']}"
+        if record.get("revision"):
+            here += f" at {record['revision']}"
         here += state
     rows = {
         "name": dataset.name,
