@@ -151,10 +151,12 @@ else:
 
 
 class Source(Settings):
-    """Where records come from: the word `playground`, or a file, folder or glob with its format."""
+    """Where records come from: the word `playground`, a dataset of the catalogue, or files with their format."""
 
     playground: bool = False
     """Take the embedded corpus; written as the bare word `playground`."""
+    dataset: str | None = None
+    """A public dataset by its name in the catalogue (`mengya data list`): its format, and its downloaded files."""
     path: str | None = None
     """File, folder or glob; jsonl, json, csv, tsv, parquet or txt, plain or .gz or .zst."""
     format: str | None = None
@@ -176,6 +178,8 @@ class Source(Settings):
     def label(self) -> str:
         if self.name or self.playground:
             return self.name or "playground"
+        if self.dataset:
+            return self.dataset
         return Path(self.path or "").name.split(".")[0]
 
 

@@ -55,6 +55,12 @@ def dependencies(group: str | None = None) -> list[str]:
     return [re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in found]
 
 
+def extras() -> list[str]:
+    """What the optional groups for users declare."""
+    groups = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    return [name for group in groups if group != "dev" for name in dependencies(group)]
+
+
 def imported() -> set[str]:
     """The top-level packages that src/ imports anywhere, Python's own and ours left out."""
     names: set[str] = set()
@@ -95,14 +101,14 @@ def test_both_readmes_hold_the_same_commands() -> None:
 def test_every_dependency_has_a_section_with_its_reason() -> None:
     text = read("docs/DEPENDENCIES.md")
     sections = dict(re.findall(r"^### (\S+)\n(.+?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE))
-    declared = [name for group in (None, "dev", *EXTRAS) for name in dependencies(group)]
+    declared = [*dependencies(), *extras(), *dependencies("dev")]
     assert set(sections) == set(declared)
     for name, reason in sections.items():
         assert len(reason.strip()) > 40, f"{name}: a word is not a reason"
 
 
 def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
-    declared = {IMPORT_NAMES.get(name, name) for group in (None, *EXTRAS) for name in dependencies(group)}
+    declared = {IMPORT_NAMES.get(name, name) for name in [*dependencies(), *extras()]}
     assert imported() - declared == set(COMES_WITH)
     assert declared - imported() == set()
     assert set(COMES_WITH.values()) <= declared

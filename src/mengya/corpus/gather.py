@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mengya.console import say
+from mengya.corpus import catalogue
 from mengya.corpus.formats import FORMATS, convert, guess_format
 from mengya.corpus.records import Conversation, Document, PreferencePair
-from mengya.corpus.sources import Rejects, list_files, read_rows
+from mengya.corpus.sources import Rejects, read_rows
 from mengya.corpus.turns import FormatError
 from mengya.errors import UserError
 from mengya.settings import Identity, Source
@@ -26,7 +27,9 @@ def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]], said: set
     if source.format is not None:
         if source.format not in FORMATS:
             known = [name for name, layout in FORMATS.items() if layout.kind == kind]
-            raise UserError(f"unknown format {source.format!r}", where=source.path, mend=f"use {', '.join(known)}")
+            raise UserError(
+                f"unknown format {source.format!r}", where=source.dataset or source.path, mend=f"use {', '.join(known)}"
+            )
         return source.format
     guessed = guess_format(rows, kind)
     if guessed is None:
@@ -53,16 +56,19 @@ def read_source(
     source: Source, kind: Kind, identity: Identity, rejects: Rejects, repairs: Counter[str]
 ) -> Iterator[Document | Conversation | PreferencePair]:
     """Records of one source, in file order; refused rows go to `rejects`, mended ones are counted in `repairs`."""
-    assert source.path is not None
+    source = catalogue.completed(source)
     names = identity.model_dump()
     said: set[str] = set()
-    for file in list_files(source.path):
-        rows = islice(read_rows(file, rejects), source.limit)
+    left = source.limit
+    for file in catalogue.source_files(source):
+        rows = islice(read_rows(file, rejects), left)
         head = list(islice(rows, _ROWS_TO_GUESS_FROM))
         if not head:
             continue
         layout = _format_of(source, kind, [row for _, row in head], said)
         for origin, row in chain(head, rows):
+            if left is not None:
+                left -= 1
             try:
                 records = convert(
                     layout, row, source.columns, source=source.label, origin=origin, identity=names, repairs=repairs
@@ -73,3 +79,5 @@ def read_source(
             for record in records:
                 assert isinstance(record, Document | Conversation | PreferencePair)
                 yield record
+        if left == 0:
+            return

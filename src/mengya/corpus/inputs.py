@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from mengya.corpus import catalogue
 from mengya.corpus.formats import convert
 from mengya.corpus.gather import layouts_of
 from mengya.corpus.records import Document
-from mengya.corpus.sources import Rejects, list_files, read_rows
+from mengya.corpus.sources import Rejects, read_rows
 from mengya.corpus.turns import FormatError
 from mengya.settings import Source
 
@@ -31,21 +32,19 @@ class Input(Protocol):
 
 @dataclass(frozen=True)
 class FileInput:
-    """One file of a source, its layout already known."""
+    """Files of a source, each with its layout already known; at most `limit` rows of all together."""
 
     source: str
-    file: Path
-    layout: str
+    files: tuple[tuple[Path, str], ...]
     rules: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[tuple[str, str], ...] = ()
     limit: int | None = None
 
     def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Document]:
-        for origin, row in islice(read_rows(self.file, rejects), self.limit):
+        rows = ((origin, row, layout) for file, layout in self.files for origin, row in read_rows(file, rejects))
+        for origin, row, layout in islice(rows, self.limit):
             try:
-                records = convert(
-                    self.layout, row, dict(self.columns), source=self.source, origin=origin, repairs=repairs
-                )
+                records = convert(layout, row, dict(self.columns), source=self.source, origin=origin, repairs=repairs)
             except FormatError as error:
                 rejects.add_at(error.reason, origin, str(row)[:200])
                 continue
@@ -67,11 +66,12 @@ class ListInput:
 
 
 def file_inputs(source: Source) -> list[FileInput]:
-    """One input a file, in sorted order; a layout that the recipe does not name is guessed from the first rows."""
-    assert source.path is not None
-    files = list_files(source.path)
+    """One input a file, in sorted order, so that tasks share them; one for all where their rows are limited."""
+    source = catalogue.completed(source)
+    paths = catalogue.source_files(source)
     # A file without a readable row has no layout; reading it counts what is wrong with it.
-    return [
-        FileInput(source.label, file, layout or "text", source.rules, tuple(source.columns.items()), source.limit)
-        for file, layout in zip(files, layouts_of(source, "document", files), strict=True)
-    ]
+    layouts = [layout or "text" for layout in layouts_of(source, "document", paths)]
+    files = tuple(zip(paths, layouts, strict=True))
+    groups = [(file,) for file in files] if source.limit is None else [files]
+    columns = tuple(source.columns.items())
+    return [FileInput(source.label, group, source.rules, columns, source.limit) for group in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from mengya.corpus import catalogue
 from mengya.run import Context, Outcome, Stage
 from mengya.settings import Recipe, Source, StageName
 
@@ -18,6 +19,8 @@ def _execute(context: Context) -> Outcome:
 
 def source_files(source: Source) -> list[Path]:
     """The user's files behind a source, sorted; a folder or a glob stands for all files in it."""
+    if source.dataset is not None:
+        return catalogue.source_files(source)
     if source.path is None:
         return []
     path = Path(source.path)

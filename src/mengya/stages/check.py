@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mengya.corpus import catalogue
 from mengya.errors import UserError
 from mengya.model.config import ModelConfig
 from mengya.model.presets import preset
@@ -27,8 +28,13 @@ def _check_sources(recipe: Recipe) -> None:
             where = f"corpus.{kind}.{index}"
             if source.playground:
                 continue
+            if source.dataset is not None:
+                catalogue.check(source, kind.removesuffix("s"), where)
+                continue
             if source.path is None:
-                raise UserError("a source without a path", where=where, mend="write `playground` or `{path: …}`")
+                raise UserError(
+                    "a source without a path", where=where, mend="write `playground`, `{path: …}` or `{dataset: …}`"
+                )
             if not source_files(source):
                 raise UserError(
                     f"no such file: {source.path}",
