@@ -14,7 +14,7 @@ from synthetic_run import make_run
 from typer.testing import CliRunner
 
 from mengya.cli import app
-from mengya.corpus.clean import RULES, normalise
+from mengya.corpus.clean import RULES, SETTING_OF, normalise
 from mengya.corpus.records import Message
 from mengya.errors import UserError
 from mengya.files import read_json, write_json, write_jsonl
@@ -238,8 +238,9 @@ def test_no_text_moves_the_cursor_or_turns_the_writing(tmp_path, capsys):
 
 
 def test_the_nearest_text_to_each_threshold_is_found():
-    assert {name for name, _, _ in LIMITS.values()} == {rule.__name__ for rule in RULES}
-    assert set(LIMITS) <= set(CorpusSettings.model_fields)
+    switches = {key for key in SETTING_OF.values() if isinstance(getattr(CorpusSettings(), key), bool)}
+    assert set(LIMITS) == set(SETTING_OF.values()) - switches
+    assert {name for name, _, _ in LIMITS.values()} <= {rule.__name__ for rule in RULES}
     texts = [normalise(text) for text in (
         "山" * 11 + "水长",  # 13 Han characters
         "今天天气很好，我们去爬山。" * 4,

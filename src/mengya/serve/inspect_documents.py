@@ -20,7 +20,8 @@ _EXTREME_CHARACTERS = 160
 _THRESHOLD_DOCUMENTS, _THRESHOLD_CHARACTERS = 500, 1_000_000
 _STEPS = 40  # halvings, until whole numbers are told apart
 
-# threshold of the recipe → (rule, its largest sensible value, whether the rule drops what is above it)
+# Threshold of the recipe → (rule, its largest sensible value, whether the rule drops what is above it). Rules that are
+# only on or off have none.
 LIMITS: dict[str, tuple[str, float, bool]] = {
     "min_han": ("too_short", 1 << 16, False),
     "max_characters": ("too_long", 1 << 24, True),
@@ -31,6 +32,9 @@ LIMITS: dict[str, tuple[str, float, bool]] = {
     "max_digit_share": ("many_digits", 1.0, True),
     "max_repeated_line_share": ("repeated_lines", 1.0, True),
     "max_repeated_ngram_share": ("repeated_ngrams", 1.0, True),
+    "max_notice_share": ("notices", 1.0, True),
+    "min_common_share": ("few_common_characters", 1.0, False),
+    "min_stop_share": ("few_stops", 1.0, False),
     "max_advertising_terms": ("advertisement", 64, True),
 }
 
@@ -105,7 +109,9 @@ def nearest_to_thresholds(texts: Sequence[str], settings: CorpusSettings) -> lis
     rules = {rule.__name__: rule for rule in RULES}
     found = []
     for threshold, (name, largest, above) in LIMITS.items():
-        rule, limit = rules[name], float(getattr(settings, threshold))
+        rule, limit = rules[name], getattr(settings, threshold)
+        if limit is None:
+            continue  # this recipe has the rule off
         best: Nearest | None = None
         for text in texts:
             # Only a text that is nearer than the best so far is measured: one question instead of _STEPS.
@@ -113,7 +119,7 @@ def nearest_to_thresholds(texts: Sequence[str], settings: CorpusSettings) -> lis
             if _drops(rule, text, settings, threshold, bound):
                 value = _measured(rule, text, settings, threshold, largest, above)
                 if best is None or (value > best.value) == above:
-                    best = Nearest(threshold, limit, value, text)
+                    best = Nearest(threshold, float(limit), value, text)
         if best is not None:
             found.append(best)
     return found
@@ -128,12 +134,12 @@ def print_thresholds(console: Console, look: Look, settings: CorpusSettings) -> 
     if not texts:
         return
     cleaned = clean_batch(texts, settings)
-    reasons = Counter(reason for _, reason in cleaned if reason)
+    reasons = Counter(found.reason for found in cleaned if found.reason)
     heading(console, "the nearest to a threshold", f"among the first {len(texts):,}")
     if reasons:
         console.print("the rules would drop " + ", ".join(f"{reason} {n:,}" for reason, n in reasons.most_common()))
     table = table_of("threshold", "limit", "nearest kept", "text", right=("limit", "nearest kept"))
-    for nearest in nearest_to_thresholds([text for text, reason in cleaned if not reason], settings):
+    for nearest in nearest_to_thresholds([found.text for found in cleaned if not found.reason], settings):
         share = LIMITS[nearest.threshold][1] == 1.0
         values = [f"{value:.1%}" if share else f"{value:,.0f}" for value in (nearest.limit, nearest.value)]
         room = max(console.width - 58, 16)
