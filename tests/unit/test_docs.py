@@ -53,6 +53,11 @@ def dependencies(group: str | None = None) -> list[str]:
     return [re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in found]
 
 
+def groups() -> set[str]:
+    """The optional groups of dependencies, "dev" among them."""
+    return set(tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"])
+
+
 def imported() -> set[str]:
     """The top-level packages that src/ imports anywhere, Python's own and ours left out."""
     names: set[str] = set()
@@ -93,14 +98,15 @@ def test_both_readmes_hold_the_same_commands() -> None:
 def test_every_dependency_has_a_section_with_its_reason() -> None:
     text = read("docs/DEPENDENCIES.md")
     sections = dict(re.findall(r"^### (\S+)\n(.+?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE))
-    declared = [*dependencies(), *dependencies("dev")]
+    declared = [*dependencies(), *(name for group in groups() for name in dependencies(group))]
     assert set(sections) == set(declared)
     for name, reason in sections.items():
         assert len(reason.strip()) > 40, f"{name}: a word is not a reason"
 
 
 def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
-    declared = {IMPORT_NAMES.get(name, name) for name in dependencies()}
+    extras = [name for group in groups() - {"dev"} for name in dependencies(group)]
+    declared = {IMPORT_NAMES.get(name, name) for name in [*dependencies(), *extras]}
     assert imported() - declared == set(COMES_WITH)
     assert declared - imported() == set()
     assert set(COMES_WITH.values()) <= declared

@@ -14,6 +14,7 @@ from typing import Any
 from mengya.console import say
 from mengya.corpus import playground
 from mengya.corpus.build import build_conversations, build_corpus, build_preferences, score_dedup
+from mengya.corpus.funnel import Drop
 from mengya.corpus.gather import Kind, read_source
 from mengya.corpus.playground import Playground
 from mengya.corpus.records import Record, to_row
@@ -87,7 +88,12 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         settings.documents, "document", [plant.document for plant in planted], recipe, rejects, repairs
     )
     with atomic_directory(context.directory / "documents") as directory:
-        counts["documents"], drops = build_corpus(documents, settings, recipe.seed, directory)
+        drops: list[Drop] = []
+        if settings.documents:
+            counts["documents"], drops = build_corpus(documents, settings, recipe.seed, directory)
+        else:  # token files alone are trained on
+            write_jsonl(directory / "train.jsonl", [])
+            write_jsonl(directory / "validation.jsonl", [])
     if planted:
         truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
         metrics |= _dirt_metrics(score_dedup(truth, drops))

@@ -1,25 +1,72 @@
-"""shards: the corpus tokenised once, into memory-mapped files."""
+"""shards: the corpus tokenised once, into memory-mapped files; token files of others are indexed where they lie."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
-from mengya.data.shards import write_shards
+from mengya.corpus import records
+from mengya.corpus.records import Document
+from mengya.data.shard_writer import write_shards
+from mengya.data.token_files import TokenFiles, index_token_files
+from mengya.files import read_jsonl
 from mengya.run import Context, Outcome
+from mengya.stages import token_files
 from mengya.stages.common import tokenizer_of
+from mengya.tokenizer.encode import ChatTokenizer
+
+_SOURCE = "token_files"
+
+
+def _index_files(context: Context, tokenizer: ChatTokenizer, directory: Path) -> tuple[dict[str, Any], list[Document]]:
+    """(counts of the token files, the documents held out of them as text)."""
+    files = token_files(context.recipe)
+    if not files:
+        return {}, []
+    directory.mkdir(parents=True, exist_ok=True)
+    index = index_token_files(
+        files,
+        directory,
+        end_id=tokenizer.end_of_text_id,
+        vocab_size=tokenizer.vocab_size,
+        num_held_out=context.recipe.shards.held_out_documents,
+        source=_SOURCE,
+    )
+    counts = {key: index[key] for key in ("documents", "tokens", "empty", "unended", "dtype")}
+    counts |= {"files": len(index["files"]), "held_out": len(index["held_out"])}
+    held_out = [Document(tokenizer.decode(ids.tolist()), _SOURCE) for ids in TokenFiles(directory).held_out()]
+    return counts, held_out
 
 
 def execute(context: Context) -> Outcome:
-    settings = context.recipe.shards
-    counts = {}
+    settings, tokenizer = context.recipe.shards, tokenizer_of(context)
+    directory = context.directory / "tokens"
+    # What an earlier run of this stage tokenised is not tokenised again: only a source that is new or has changed.
+    earlier = sorted((context.run.directory / ".stale").glob("shards-*/tokens"))
+    files, held_out = _index_files(context, tokenizer, directory)
+    counts: dict[str, Any] = {}
     for split in ("train", "validation"):
+        path = context.path("corpus/documents") / f"{split}.jsonl"
+        documents: Path | Iterable[Document] = path
+        if files and split == "train" and path.stat().st_size == 0:
+            continue
+        if files and split == "validation":
+            documents = chain((records.document(row) for row in read_jsonl(path)), held_out)
         index = write_shards(
-            context.path("corpus/documents") / f"{split}.jsonl",
-            tokenizer_of(context),
-            context.directory / "tokens",
+            documents,
+            tokenizer,
+            directory,
             name=split,
             shard_tokens=settings.shard_tokens,
             num_workers=settings.num_workers or os.cpu_count() or 1,
+            reuse=earlier,
         )
         counts[split] = {key: index[key] for key in ("documents", "tokens", "bytes", "dtype", "sources")}
-    return Outcome(counts=counts, metrics={"shards.tokens": counts["train"]["tokens"]})
+    tokens = counts["train"]["tokens"] if "train" in counts else 0
+    if files:
+        counts["token_files"] = files
+        tokens += files["tokens"]
+    return Outcome(counts=counts, metrics={"shards.tokens": tokens})
