@@ -94,6 +94,14 @@ def test_what_an_import_lacks_is_said_before_anything_runs(tmp_path, imported, t
         check_recipe(recipe(tmp_path, tokenizer={"path": str(imported)}, stages=["corpus", "tokenizer", "sft"]))
 
 
+@pytest.mark.parametrize(("section", "key"), [("pretrain", "weights"), ("tokenizer", "shares")])
+def test_a_weight_or_share_of_no_source_is_said_before_anything_runs(tmp_path, section, key):
+    corpus = {"documents": ["playground"]}
+    check_recipe(recipe(tmp_path, corpus=corpus, **{section: {key: {"playground": 0.5}}}))
+    with pytest.raises(UserError, match=rf"{section}\.{key}: no source '集市'"):
+        check_recipe(recipe(tmp_path, corpus=corpus, **{section: {key: {"集市": 0.5}}}))
+
+
 def test_a_source_added_to_a_run_leaves_the_others_shards_as_they_are(tmp_path, imported):
     sources = [source(tmp_path, "河边", TEXTS), source(tmp_path, "集市", [text[::-1] for text in TEXTS])]
     corpus = {"documents": sources[:1], "num_processes": 1, "near_duplicate_threshold": 1.0, "validation_fraction": 0.1}

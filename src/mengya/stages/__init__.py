@@ -47,6 +47,8 @@ def _corpus_files(recipe: Recipe) -> list[Path]:
     return list(dict.fromkeys(file for source in sources for file in source_files(source)))
 
 
+TOKEN_FILES = "token_files"
+"""Name of the source that `shards.token_files` are."""
 _HARDWARE = ("seed", "precision", "device")
 _DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)

@@ -9,7 +9,7 @@ from mengya.errors import UserError
 from mengya.model.config import ModelConfig
 from mengya.model.presets import preset
 from mengya.settings import Recipe, Source
-from mengya.stages import STAGES, source_files, token_files
+from mengya.stages import STAGES, TOKEN_FILES, source_files, token_files
 
 _CHAT_STAGES = ("sft", "reward", "dpo", "ppo")
 
@@ -80,6 +80,19 @@ def _check_tokenizer(recipe: Recipe) -> None:
         tokenizer.render([Message("user", "你好"), Message("assistant", "你好")])  # UserError without a template
 
 
+def _check_source_names(recipe: Recipe) -> None:
+    """Weights and shares name sources that the recipe reads."""
+    documents = [source.label for source in recipe.corpus.documents]
+    read = [*documents, *([TOKEN_FILES] if recipe.shards.token_files else [])]
+    for where, named, known in (
+        ("pretrain.weights", recipe.pretrain.weights, read),
+        ("tokenizer.shares", recipe.tokenizer.shares, documents),
+    ):
+        for name in named:
+            if name not in known:
+                raise UserError(f"no source {name!r}", where=where, mend=f"sources: {', '.join(known)}")
+
+
 def _check_lengths(recipe: Recipe) -> None:
     config = model_config(recipe, vocab_size(recipe))
     for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
@@ -115,6 +128,7 @@ def _check_lengths(recipe: Recipe) -> None:
 def check_recipe(recipe: Recipe) -> None:
     """UserError for the first impossible combination, missing file, or stage without what it needs."""
     _check_tokenizer(recipe)
+    _check_source_names(recipe)
     _check_lengths(recipe)
     if "corpus" in recipe.stages:
         _check_sources(recipe)

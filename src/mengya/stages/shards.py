@@ -14,11 +14,9 @@ from mengya.data.shard_writer import write_shards
 from mengya.data.token_files import TokenFiles, index_token_files
 from mengya.files import read_jsonl
 from mengya.run import Context, Outcome
-from mengya.stages import token_files
+from mengya.stages import TOKEN_FILES, token_files
 from mengya.stages.common import tokenizer_of
 from mengya.tokenizer.encode import ChatTokenizer
-
-_SOURCE = "token_files"
 
 
 def _index_files(context: Context, tokenizer: ChatTokenizer, directory: Path) -> tuple[dict[str, Any], list[Document]]:
@@ -33,11 +31,11 @@ def _index_files(context: Context, tokenizer: ChatTokenizer, directory: Path) ->
         end_id=tokenizer.end_of_text_id,
         vocab_size=tokenizer.vocab_size,
         num_held_out=context.recipe.shards.held_out_documents,
-        source=_SOURCE,
+        source=TOKEN_FILES,
     )
     counts = {key: index[key] for key in ("documents", "tokens", "empty", "unended", "dtype")}
     counts |= {"files": len(index["files"]), "held_out": len(index["held_out"])}
-    held_out = [Document(tokenizer.decode(ids.tolist()), _SOURCE) for ids in TokenFiles(directory).held_out()]
+    held_out = [Document(tokenizer.decode(ids.tolist()), TOKEN_FILES) for ids in TokenFiles(directory).held_out()]
     return counts, held_out
 
 
