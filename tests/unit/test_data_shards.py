@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from small_tokenizer import TEXTS, small_tokenizer
 
 from mengya.corpus.records import Document, to_row
+from mengya.data import shard_groups
 from mengya.data import shard_writer as shards
 from mengya.data.shard_writer import write_shards
 from mengya.data.shards import TokenShards
@@ -37,7 +38,7 @@ def test_every_document_comes_back_between_two_boundaries_whatever_the_shard_siz
 
 
 def test_more_documents_than_the_probe_are_all_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_PROBE_DOCUMENTS", 7)
+    monkeypatch.setattr(shard_groups, "_PROBE_DOCUMENTS", 7)
     assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path)["documents"] == len(DOCUMENTS)
 
 

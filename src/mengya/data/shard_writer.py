@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
-import re
 import shutil
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from mengya.corpus import records
 from mengya.corpus.records import Document
+from mengya.data.shard_groups import shard_groups
 from mengya.data.shards import FILES
 from mengya.errors import UserError
 from mengya.files import atomic_path, read_json, remove_partials, sha256, write_json
@@ -32,7 +28,6 @@ from mengya.tokenizer.encode import ChatTokenizer
 
 _FORMAT = 2
 _BATCH_DOCUMENTS = 256
-_PROBE_DOCUMENTS = 512
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def write_shards(
     finished: dict[int, dict[str, Any]] = {}
     running: deque[tuple[int, Future[dict[str, Any]]]] = deque()
     with _workers(num_workers, tokenizer) as submit:
-        for number, (stem_name, group) in enumerate(_named_groups(documents, tokenizer, shard_tokens)):
+        for number, (stem_name, group) in enumerate(shard_groups(documents, tokenizer, shard_tokens)):
             stem = directory / f"{name}-{stem_name}"
             key = _key(group, tokenizer, dtype)
             done = _finished(stem, key)
@@ -113,62 +108,6 @@ def write_shards(
     }
     write_json(index_file, index)
     return index
-
-
-def _by_source(documents: Iterable[Document] | Path) -> Iterator[tuple[str, Iterator[Document]]]:
-    """(source, its documents in their order) for each source, in the order in which they first come."""
-    if not isinstance(documents, Path):
-        held: dict[str, list[Document]] = {}
-        for document in documents:
-            held.setdefault(document.source, []).append(document)
-        yield from ((source, iter(found)) for source, found in held.items())
-        return
-    # Eight bytes a document tell where its row stands: a source's rows need not stand together.
-    rows: dict[str, array[int]] = {}
-    position = 0
-    with open(documents, "rb") as file:
-        for line in file:
-            rows.setdefault(json.loads(line)["source"], array("q")).append(position)
-            position += len(line)
-
-        def read(positions: array[int]) -> Iterator[Document]:
-            for start in positions:
-                file.seek(start)
-                yield records.document(json.loads(file.readline()))
-
-        for source, positions in rows.items():
-            yield source, read(positions)
-
-
-def _named_groups(
-    documents: Iterable[Document] | Path, tokenizer: ChatTokenizer, shard_tokens: int
-) -> Iterator[tuple[str, list[Document]]]:
-    """("SOURCE-00000", documents) of each shard in turn."""
-    taken: set[str] = set()
-    for source, own in _by_source(documents):
-        slug = re.sub(r"[^\w-]+", "_", source)[:60] or "_"
-        if slug in taken:
-            slug += "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
-        taken.add(slug)
-        for number, group in enumerate(_groups(own, tokenizer, shard_tokens)):
-            yield f"{slug}-{number:05d}", group
-
-
-def _groups(documents: Iterator[Document], tokenizer: ChatTokenizer, shard_tokens: int) -> Iterator[list[Document]]:
-    """The documents of each shard of a source in turn."""
-    probe = list(islice(documents, _PROBE_DOCUMENTS))
-    num_tokens = sum(len(ids) + 2 for ids in tokenizer.encode_batch([document.text for document in probe]))
-    bytes_per_token = sum(len(document.text.encode()) for document in probe) / max(1, num_tokens)
-    group: list[Document] = []
-    num_bytes = 0
-    for document in chain(probe, documents):
-        group.append(document)
-        num_bytes += len(document.text.encode())
-        if num_bytes >= shard_tokens * bytes_per_token:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
 
 
 def _key(group: list[Document], tokenizer: ChatTokenizer, dtype: str) -> str:
