@@ -252,15 +252,26 @@ HOW_NOT_WHAT: dict[str, frozenset[str]] = {
 class TokenizerSettings(Settings):
     vocab_size: Annotated[int, Field(ge=300)] = 6400
     """Tokens, special ones included."""
+    path: str | None = None
+    """Directory of an imported tokenizer, used instead of training one; its vocabulary rules the model's."""
     max_characters: Positive = 50_000_000
     """Characters sampled from the corpus for training."""
+    max_memory_gib: PositiveFloat | None = None
+    """Memory that training may take, in GiB: the sample is made smaller to fit (see `tokenizer.train`)."""
+    shares: dict[str, Fraction] = {}
+    """Share of the sample that a source gets, {source: share}; the others fill the rest as they come."""
 
 
 class ShardsSettings(Settings):
-    shard_tokens: Positive = 50_000_000
+    shard_tokens: Positive = 16_000_000
     """Tokens a file."""
     num_workers: Positive | None = None
     """Processes; all cores when absent. The result does not depend on it."""
+    token_files: list[str] = []
+    """Headerless files of token ids (files, folders or globs) made with the tokenizer of `tokenizer.path`; they are
+    trained on beside the corpus, where they lie."""
+    held_out_documents: Positive = 500
+    """Documents of the token files kept from training to measure on; never more than a tenth."""
 
 
 # ---------------------------------------------------------------------------------------------------------- model
@@ -321,6 +332,10 @@ class PretrainSettings(TrainSettings):
     micro_batch_tokens: Positive = 4096
     """Tokens a backward."""
     sequence_length: Positive = 256
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    """Epochs of a source in one epoch of the mixture, {source: 2.0}; 1 where it is not named."""
+    temperature: Annotated[float, Field(ge=1.0)] = 1.0
+    """Above 1, smaller sources come more often: shares ∝ tokens^(1/temperature)."""
     evaluate_every: Positive = 200
     """Steps between validation losses."""
 

@@ -12,7 +12,8 @@ from mengya.corpus.records import Document
 from mengya.data.conversations import TokenExamples
 from mengya.data.loader import PackedLoader, one_pass
 from mengya.data.packing import PADDING
-from mengya.data.shards import TokenShards, write_shards
+from mengya.data.shard_writer import write_shards
+from mengya.data.shards import TokenShards
 from mengya.errors import UserError
 
 ROW = 24

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from small_tokenizer import TEXTS, small_tokenizer
 
 from mengya.corpus.records import Document, to_row
-from mengya.data import shards
-from mengya.data.shards import TokenShards, write_shards
+from mengya.data import shard_groups
+from mengya.data import shard_writer as shards
+from mengya.data.shard_writer import write_shards
+from mengya.data.shards import TokenShards
 from mengya.errors import UserError
 from mengya.files import write_jsonl
 
@@ -27,7 +29,8 @@ def test_every_document_comes_back_between_two_boundaries_whatever_the_shard_siz
     index = write_shards(iter(documents), tokenizer, tmp_path, shard_tokens=shard_tokens)
     read = TokenShards(tmp_path)
     assert len(read) == index["documents"] == len(documents)
-    for number, document in enumerate(documents):
+    by_source = [d for source in dict.fromkeys(d.source for d in documents) for d in documents if d.source == source]
+    for number, document in enumerate(by_source):
         assert read[number].tolist() == [0, *tokenizer.encode(document.text), 0]
         assert read.source_names[read.source_ids_N[number]] == document.source
         assert read.bytes_N[number] == len(document.text.encode())
@@ -35,7 +38,7 @@ def test_every_document_comes_back_between_two_boundaries_whatever_the_shard_siz
 
 
 def test_more_documents_than_the_probe_are_all_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_PROBE_DOCUMENTS", 7)
+    monkeypatch.setattr(shard_groups, "_PROBE_DOCUMENTS", 7)
     assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path)["documents"] == len(DOCUMENTS)
 
 
@@ -43,7 +46,49 @@ def test_all_of_several_shards_are_read(tmp_path):
     index = write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
     assert len(index["shards"]) > 3
     read = TokenShards(tmp_path)
-    assert small_tokenizer().decode(read[len(read) - 1][1:-1]) == TEXTS[-1]
+    assert sorted(small_tokenizer().decode(read[i][1:-1]) for i in range(len(read))) == sorted(TEXTS)
+
+
+def test_a_files_rows_and_the_same_documents_in_memory_give_the_same_shards(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", map(to_row, DOCUMENTS))
+    write_shards(tmp_path / "train.jsonl", small_tokenizer(), tmp_path / "file", shard_tokens=300)
+    write_shards(iter(DOCUMENTS), small_tokenizer(), tmp_path / "memory", shard_tokens=300)
+    assert files(tmp_path / "file") == files(tmp_path / "memory")
+
+
+def test_the_index_counts_documents_tokens_and_bytes_of_each_source(tmp_path):
+    index = write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+    for source in ("河边", "集市", "山上"):
+        own = [document.text for document in DOCUMENTS if document.source == source]
+        assert index["sources"][source] == {
+            "documents": len(own),
+            "tokens": sum(len(small_tokenizer().encode(text)) + 2 for text in own),
+            "bytes": sum(len(text.encode()) for text in own),
+        }
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_source_is_tokenised_alone_and_the_rest_taken_from_earlier_work(tmp_path, monkeypatch, links):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "old", shard_tokens=300)
+    new = [Document("新来的苹果", "新"), *DOCUMENTS[:5], Document("又一个", "新"), *DOCUMENTS[5:]]
+    written = []
+    write = shards._write_shard
+    monkeypatch.setattr(shards, "_write_shard", lambda job: (written.append(job.stem.name), write(job))[1])
+    if not links:
+        monkeypatch.setattr(shards.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    (tmp_path / "old" / "train-河边-00001.bin").write_bytes(b"damaged")
+    write_shards(new, small_tokenizer(), tmp_path / "new", shard_tokens=300, reuse=[tmp_path / "old"])
+    assert written == ["train-新-00000", "train-河边-00001"]
+    write_shards(new, small_tokenizer(), tmp_path / "fresh", shard_tokens=300)
+    assert files(tmp_path / "new") == files(tmp_path / "fresh")
+
+
+def test_sources_whose_names_make_one_file_name_keep_apart(tmp_path):
+    documents = [Document("苹果", "a/b"), Document("白菜", "a b"), Document("小船", "")]
+    write_shards(documents, small_tokenizer(), tmp_path)
+    read = TokenShards(tmp_path)
+    found = {read.source_names[read.source_ids_N[i]]: small_tokenizer().decode(read[i][1:-1]) for i in range(3)}
+    assert found == {document.source: document.text for document in documents}
 
 
 def test_the_number_of_workers_does_not_change_a_byte(tmp_path):
@@ -70,7 +115,7 @@ def test_after_a_kill_only_unfinished_shards_are_redone_and_the_result_is_the_sa
         write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "killed", shard_tokens=300)
     with pytest.raises(UserError, match="no such index"):
         TokenShards(tmp_path / "killed")
-    (tmp_path / "killed" / ".train-00002.bin.7.partial").write_bytes(b"half")
+    (tmp_path / "killed" / ".train-集市-00000.bin.7.partial").write_bytes(b"half")
 
     monkeypatch.setattr(shards, "_write_shard", lambda job: (written.append(job.stem.name), write(job))[1])
     assert write_shards(DOCUMENTS, small_tokenizer(), tmp_path / "killed", shard_tokens=300) == whole
@@ -111,12 +156,12 @@ def test_a_vocabulary_beyond_uint16_is_stored_wider(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["absent", "cut"])
 def test_a_missing_or_truncated_shard_is_named_with_its_mend(tmp_path, suffix, damage):
     write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
-    file = tmp_path / f"train-00001.{suffix}"
+    file = tmp_path / f"train-河边-00001.{suffix}"
     if damage == "absent":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(UserError, match=f"train-00001.{suffix}.*run the shards stage again"):
+    with pytest.raises(UserError, match=f"train-河边-00001.{suffix}.*run the shards stage again"):
         TokenShards(tmp_path)
     write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
     assert len(TokenShards(tmp_path)) == len(DOCUMENTS)

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "mengya"
 READMES = ("README.md", "README.zh.md")
 IMPORT_NAMES = {"PyYAML": "yaml", "OpenCC": "opencc"}
-EXTRAS = ("opencc",)  # that src/ imports; `dev` is for development alone
 # jinja2's own dependency and part of its interface: what a template must not escape again is marked with it.
 # datatrove's log and its processes, which are told to keep off the terminal and to end with the command.
 COMES_WITH = {"markupsafe": "jinja2", "loguru": "datatrove", "multiprocess": "datatrove"}
@@ -55,10 +54,9 @@ def dependencies(group: str | None = None) -> list[str]:
     return [re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in found]
 
 
-def extras() -> list[str]:
-    """What the optional groups for users declare."""
-    groups = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
-    return [name for group in groups if group != "dev" for name in dependencies(group)]
+def groups() -> set[str]:
+    """The optional groups of dependencies, "dev" among them."""
+    return set(tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"])
 
 
 def imported() -> set[str]:
@@ -101,14 +99,15 @@ def test_both_readmes_hold_the_same_commands() -> None:
 def test_every_dependency_has_a_section_with_its_reason() -> None:
     text = read("docs/DEPENDENCIES.md")
     sections = dict(re.findall(r"^### (\S+)\n(.+?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE))
-    declared = [*dependencies(), *extras(), *dependencies("dev")]
+    declared = [*dependencies(), *(name for group in groups() for name in dependencies(group))]
     assert set(sections) == set(declared)
     for name, reason in sections.items():
         assert len(reason.strip()) > 40, f"{name}: a word is not a reason"
 
 
 def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
-    declared = {IMPORT_NAMES.get(name, name) for name in [*dependencies(), *extras()]}
+    extras = [name for group in groups() - {"dev"} for name in dependencies(group)]
+    declared = {IMPORT_NAMES.get(name, name) for name in [*dependencies(), *extras]}
     assert imported() - declared == set(COMES_WITH)
     assert declared - imported() == set()
     assert set(COMES_WITH.values()) <= declared

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mengya.corpus.records import Cloze, Message, PreferencePair
-from mengya.data.shards import TokenShards, write_shards
+from mengya.data.shard_writer import write_shards
+from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import win_rate
 from mengya.evaluate.likelihood import LN2, bits_per_byte, cloze_accuracy
 from mengya.evaluate.ngram import ngram_losses

@@ -7,7 +7,8 @@ import torch
 from small_tokenizer import small_tokenizer
 
 from mengya.corpus.records import Document
-from mengya.data.shards import TokenShards, write_shards
+from mengya.data.shard_writer import write_shards
+from mengya.data.shards import TokenShards
 from mengya.evaluate.likelihood import bits_per_byte, spread
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from small_tokenizer import TEXTS, small_tokenizer
 
 from mengya.errors import UserError
+from mengya.tokenizer.sample import MEMORY_BYTES_BESIDE, characters_within, sample_mixture
 from mengya.tokenizer.template import SPECIAL_TOKENS
-from mengya.tokenizer.train import MAX_TOKEN_BYTES, _sample, measure, train_tokenizer
+from mengya.tokenizer.train import MAX_TOKEN_BYTES, measure, train_tokenizer
 
 HAN = re.compile(r"[一-鿿]")
 
@@ -71,6 +72,27 @@ def test_a_vocabulary_below_bytes_and_specials_and_no_text_are_the_users_mistake
         train_tokenizer(TEXTS, 261, max_characters=100_000, seed=0)
     with pytest.raises(UserError, match="no text"):
         train_tokenizer(["", ""], 300, max_characters=100_000, seed=0)
+
+
+def _sample(texts, max_characters, seed):
+    return sample_mixture((("", text) for text in texts), max_characters, seed=seed)[0]
+
+
+def test_a_source_gets_its_share_of_the_sample_or_all_that_it_has():
+    pairs = [(source, source * 10) for source in "甲乙丙丁" for _ in range(100)]
+    _, counts = sample_mixture([*pairs, ("戊", "戊" * 30)], 1000, seed=1, shares={"甲": 0.5, "戊": 0.25})
+    assert counts["甲"] == 500
+    assert counts["戊"] == 30
+    assert counts["乙"] + counts["丙"] + counts["丁"] == 250
+    with pytest.raises(UserError, match=r"add up to 1\.5"):
+        sample_mixture(pairs, 1000, seed=1, shares={"甲": 0.75, "乙": 0.75})
+
+
+def test_a_memory_ceiling_makes_the_sample_smaller_and_never_larger():
+    assert characters_within(1000, None) == characters_within(1000, 64) == 1000
+    assert 0 < characters_within(10**9, 2) < characters_within(10**9, 4) < 10**9
+    with pytest.raises(UserError, match="max_memory_gib"):
+        characters_within(1000, MEMORY_BYTES_BESIDE / 2**31)
 
 
 @given(st.lists(st.text("甲乙", max_size=9), max_size=30), st.integers(1, 60), st.integers(0, 3))

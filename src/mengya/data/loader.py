@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from mengya.data.mixture import Mixture
 from mengya.data.packing import Examples, PackedBatch, PackPlan, batch_of, pack
 from mengya.errors import UserError
 
@@ -131,7 +133,12 @@ class PackedLoader(EpochLoader[tuple[PackPlan, int], PackedBatch]):
         self._examples, self._row_length, self._pad_id = examples, row_length, pad_id
 
     def _order(self, rng: np.random.Generator) -> _PlanRows:
-        return _PlanRows(pack(self._examples.num_inputs_N, self._row_length, rng))
+        if not isinstance(self._examples, Mixture):
+            return _PlanRows(pack(self._examples.num_inputs_N, self._row_length, rng))
+        chosen = self._examples.examples_of_epoch(rng)
+        lengths_N = self._examples.num_inputs_N
+        plan = pack(lengths_N[chosen % len(lengths_N)], self._row_length, rng)
+        return _PlanRows(replace(plan, documents=chosen[plan.documents]))
 
     def _batch(self, rows: Sequence[tuple[PackPlan, int]]) -> PackedBatch:
         return batch_of(self._examples, rows, self._pad_id)

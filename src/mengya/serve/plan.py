@@ -13,7 +13,7 @@ from mengya.console import duration
 from mengya.model.config import ModelConfig
 from mengya.model.presets import describe
 from mengya.settings import Recipe
-from mengya.stages.check import check_recipe, model_config
+from mengya.stages.check import check_recipe, model_config, vocab_size
 
 UTILISATION = 0.45
 """Share of the probed matrix speed that a training step reaches: measured on the quickstart's model, 2 CPU cores."""
@@ -63,7 +63,7 @@ def plan_recipe(recipe: Recipe, flops_per_second: float) -> tuple[ModelConfig, l
     What depends on data that is not there yet is taken from the sizes of the playground; stages on files of unknown
     length are left out, and the caller says so.
     """
-    config = model_config(recipe, recipe.tokenizer.vocab_size)
+    config = model_config(recipe, vocab_size(recipe))
     world = recipe.playground
     uses = {
         kind: any(source.playground for source in getattr(recipe.corpus, kind))
@@ -103,7 +103,7 @@ def print_plan(recipe: Recipe, price: float | None) -> None:
     from rich.table import Table
 
     check_recipe(recipe)
-    speed = probe_flops(recipe, model_config(recipe, recipe.tokenizer.vocab_size))
+    speed = probe_flops(recipe, model_config(recipe, vocab_size(recipe)))
     config, plans = plan_recipe(recipe, speed)
     table = Table(title=f"{recipe.name}: {describe(config)}")
     columns = ["stage", "tokens", "FLOPs", "memory", "time", *(["cost"] if price is not None else [])]

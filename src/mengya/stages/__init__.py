@@ -31,11 +31,27 @@ def source_files(source: Source) -> list[Path]:
     return sorted(file for file in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if file.is_file())
 
 
+def tokenizer_files(recipe: Recipe) -> list[Path]:
+    """The files of the imported tokenizer, if the recipe names one."""
+    if recipe.tokenizer.path is None:
+        return []
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    return [file for name in names if (file := Path(recipe.tokenizer.path) / name).is_file()]
+
+
+def token_files(recipe: Recipe) -> list[Path]:
+    """The user's files of token ids, in the order in which they are named."""
+    found = (file for path in recipe.shards.token_files for file in source_files(Source(path=path)))
+    return list(dict.fromkeys(found))
+
+
 def _corpus_files(recipe: Recipe) -> list[Path]:
     sources = [*recipe.corpus.documents, *recipe.corpus.conversations, *recipe.corpus.preferences]
     return list(dict.fromkeys(file for source in sources for file in source_files(source)))
 
 
+TOKEN_FILES = "token_files"
+"""Name of the source that `shards.token_files` are."""
 _HARDWARE = ("seed", "precision", "device")
 _DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
@@ -48,8 +64,8 @@ def _stage(
     makes: tuple[str, ...],
     uses: tuple[str, ...] = (),
 ) -> Stage:
-    files = _corpus_files if name == "corpus" else (lambda recipe: [])
-    return Stage(name, settings, needs, makes, _execute, files, uses)
+    files = {"corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files}
+    return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses)
 
 
 STAGES: dict[StageName, Stage] = {

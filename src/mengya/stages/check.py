@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mengya.corpus import catalogue
+from mengya.corpus.records import Message
 from mengya.errors import UserError
 from mengya.model.config import ModelConfig
 from mengya.model.presets import preset
 from mengya.settings import Recipe, Source
-from mengya.stages import STAGES, source_files
+from mengya.stages import STAGES, TOKEN_FILES, source_files, token_files
+
+_CHAT_STAGES = ("sft", "reward", "dpo", "ppo")
+
+
+def vocab_size(recipe: Recipe) -> int:
+    """Tokens of the tokenizer that the recipe trains, or of the imported one that it names."""
+    if recipe.tokenizer.path is None:
+        return recipe.tokenizer.vocab_size
+    from mengya.tokenizer.encode import load_tokenizer
+
+    return load_tokenizer(Path(recipe.tokenizer.path)).vocab_size
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
@@ -52,8 +66,50 @@ def _check_executor(recipe: Recipe) -> None:
         )
 
 
+def _check_tokenizer(recipe: Recipe) -> None:
+    """The imported tokenizer is there and can do what the stages ask of it; token files come with their tokenizer."""
+    settings = recipe.tokenizer
+    if recipe.shards.token_files:
+        if settings.path is None:
+            raise UserError(
+                "token files mean nothing without the tokenizer that made them",
+                where="shards.token_files",
+                mend="import it by `mengya tokenizer import`, and name it by tokenizer.path",
+            )
+        for index, path in enumerate(recipe.shards.token_files):
+            if not source_files(Source(path=path)):
+                raise UserError(f"no such file: {path}", where=f"shards.token_files.{index}", mend="mend the path")
+    if settings.path is None:
+        return
+    from mengya.tokenizer.encode import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(settings.path))
+    default = type(settings).model_fields["vocab_size"].default
+    if settings.vocab_size not in (default, tokenizer.vocab_size):
+        raise UserError(
+            f"{settings.vocab_size} tokens are asked for, but the one at tokenizer.path has {tokenizer.vocab_size}",
+            where="tokenizer.vocab_size",
+            mend="leave it out",
+        )
+    if any(stage in recipe.stages for stage in _CHAT_STAGES):
+        tokenizer.render([Message("user", "你好"), Message("assistant", "你好")])  # UserError without a template
+
+
+def _check_source_names(recipe: Recipe) -> None:
+    """Weights and shares name sources that the recipe reads."""
+    documents = [source.label for source in recipe.corpus.documents]
+    read = [*documents, *([TOKEN_FILES] if recipe.shards.token_files else [])]
+    for where, named, known in (
+        ("pretrain.weights", recipe.pretrain.weights, read),
+        ("tokenizer.shares", recipe.tokenizer.shares, documents),
+    ):
+        for name in named:
+            if name not in known:
+                raise UserError(f"no source {name!r}", where=where, mend=f"sources: {', '.join(known)}")
+
+
 def _check_lengths(recipe: Recipe) -> None:
-    config = model_config(recipe, recipe.tokenizer.vocab_size)
+    config = model_config(recipe, vocab_size(recipe))
     for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
         length = getattr(recipe, stage).sequence_length
         if length > config.max_positions:
@@ -86,6 +142,8 @@ def _check_lengths(recipe: Recipe) -> None:
 
 def check_recipe(recipe: Recipe) -> None:
     """UserError for the first impossible combination, missing file, or stage without what it needs."""
+    _check_tokenizer(recipe)
+    _check_source_names(recipe)
     _check_lengths(recipe)
     if "corpus" in recipe.stages:
         _check_executor(recipe)
@@ -93,6 +151,8 @@ def check_recipe(recipe: Recipe) -> None:
     needed_sources = {"documents": ("corpus",), "conversations": ("sft",), "preferences": ("reward", "dpo", "ppo")}
     for kind, stages in needed_sources.items():
         wanting = [stage for stage in stages if stage in recipe.stages]
+        if kind == "documents" and token_files(recipe):
+            continue  # there is something to train on without them
         if wanting and "corpus" in recipe.stages and not getattr(recipe.corpus, kind):
             raise UserError(
                 f"the stage {wanting[0]} needs corpus.{kind}, which is empty",

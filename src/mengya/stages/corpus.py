@@ -90,16 +90,18 @@ def execute(context: Context) -> Outcome:
 def _build(context: Context, rejects: Rejects) -> Outcome:
     recipe, settings = context.recipe, context.recipe.corpus
     world = world_of_recipe(recipe)
+    repairs = Counter[str]()
     counts: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
     planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
     work = context.directory / "work"
     with atomic_directory(context.directory / "documents") as directory:
-        inputs = _inputs(settings.documents, [plant.document for plant in planted])
-        counts["documents"], repairs = build_documents(
-            inputs, settings, recipe.seed, directory, work=work, rejects=rejects
-        )
+        if settings.documents:  # without any, token files alone are trained on
+            inputs = _inputs(settings.documents, [plant.document for plant in planted])
+            counts["documents"], repairs = build_documents(
+                inputs, settings, recipe.seed, directory, work=work, rejects=rejects
+            )
     if planted:
         truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
         metrics |= _dirt_metrics(score_dedup(truth, all_drops(work)))
@@ -139,7 +141,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         conversations = read_jsonl(context.directory / "conversations" / "validation.jsonl")
         write_jsonl(directory / "conversations.jsonl", conversations)
 
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
     counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
     return Outcome(counts=counts, metrics=metrics)

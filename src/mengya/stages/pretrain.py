@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mengya.data.shards import TokenShards
+from mengya.data.mixture import Mixture, source_weights
+from mengya.data.token_files import TokenSource, open_tokens
 from mengya.evaluate.answers import Measurement
 from mengya.evaluate.likelihood import bits_per_byte, cloze_accuracy, packed_loss
 from mengya.evaluate.ngram import ngram_losses
@@ -30,7 +31,7 @@ _NGRAM_TOKENS = 20_000_000
 """Tokens counted at most for the n-gram baselines: beyond this their tables outgrow memory, not their quality."""
 
 
-def _documents(shards: TokenShards, max_tokens: int) -> list[np.ndarray]:
+def _documents(shards: TokenSource, max_tokens: int) -> list[np.ndarray]:
     stop = int(np.searchsorted(np.cumsum(shards.lengths_N), max_tokens, side="right"))
     return [shards[i].astype(np.int64) for i in range(max(1, min(stop, len(shards))))]
 
@@ -38,7 +39,9 @@ def _documents(shards: TokenShards, max_tokens: int) -> list[np.ndarray]:
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.pretrain
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
-    train = TokenShards(context.path("shards/tokens"), "train")
+    train = open_tokens(context.path("shards/tokens"), "train")
+    weights = source_weights(train, settings.weights, settings.temperature)
+    weighted = any(weight != 1.0 for weight in weights.values())
     torch.manual_seed(recipe.seed)
     config = model_config(recipe, tokenizer.vocab_size)
     model = Transformer(config, world.dtype).to(world.device)
@@ -48,7 +51,7 @@ def execute(context: Context) -> Outcome:
         chosen = held.clozes[: recipe.evaluate.num_questions]
         untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
 
-    loader = packed_loader(context, train, settings, tokenizer, world)
+    loader = packed_loader(context, Mixture(train, weights) if weighted else train, settings, tokenizer, world)
 
     def look() -> dict[str, float]:
         return {"validation_loss": packed_loss(model, held.validation, settings.sequence_length)}
@@ -83,4 +86,6 @@ def execute(context: Context) -> Outcome:
         "epochs": round(totals["tokens"] / max(1, train.num_tokens), 3),
         "padding_share": round(plan.padding_share, 5),
     }
+    if weighted:
+        outcome.counts["weights"] = {name: round(weight, 4) for name, weight in weights.items()}
     return outcome

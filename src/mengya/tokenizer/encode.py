@@ -142,7 +142,9 @@ def load_tokenizer(directory: Path) -> ChatTokenizer:
             where=directory / "tokenizer_config.json",
             mend="name the token that ends an answer",
         )
-    candidates = (template.END_OF_TEXT, special_token(config, "bos_token"), special_token(config, "pad_token"), end)
+    # "end_of_text" is our own key, written by an import: a SentencePiece model's documents end with its eos.
+    named = (special_token(config, "bos_token"), special_token(config, "pad_token"), end)
+    candidates = (config.get("end_of_text"), template.END_OF_TEXT, *named)
     end_of_text = next(token for token in candidates if token is not None and backend.token_to_id(token) is not None)
     foreign = ForeignTemplate(jinja, config, backend, directory)
     return ChatTokenizer(backend, end_of_text=end_of_text, end=end, foreign=foreign)

@@ -36,7 +36,10 @@ def add_declared_tokens(backend: Tokenizer, config: dict[str, Any], where: Path)
     """Add the tokens that only tokenizer_config.json declares (`added_tokens_decoder`), each at its declared id."""
     for index, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
         if backend.token_to_id(token["content"]) is None:
-            backend.add_special_tokens([AddedToken(token["content"], special=True, normalized=False)])
+            flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in token}
+            special = token.get("special", True)
+            added = AddedToken(token["content"], special=special, **{"normalized": False, **flags})
+            (backend.add_special_tokens if special else backend.add_tokens)([added])
         if backend.token_to_id(token["content"]) != int(index):
             raise UserError(
                 f"{token['content']!r} has id {backend.token_to_id(token['content'])} in tokenizer.json, not {index}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from mengya.errors import UserError
 from mengya.files import atomic_directory, write_json
 from mengya.tokenizer.encode import ChatTokenizer
+from mengya.tokenizer.sample import sample_mixture
 from mengya.tokenizer.template import CHAT_TEMPLATE, END_OF_MESSAGE, END_OF_TEXT, SPECIAL_TOKENS
 
 SPLIT_PATTERN = "|".join(
@@ -37,7 +36,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_characters: in
     """A byte-level BPE tokenizer of exactly `vocab_size` tokens: specials (ids 0–5), the 256 bytes, then merges.
 
     It is trained on a seeded sample of whole texts, at most `max_characters` together; the same texts in the same order
-    give the same tokenizer. A pair that occurs once is not merged. UserError when the texts hold too few merges.
+    give the same tokenizer. UserError when the texts hold too few merges.
+    """
+    sample, _ = sample_mixture((("", text) for text in texts), max_characters, seed=seed)
+    return train_on_sample(sample, vocab_size)
+
+
+def train_on_sample(sample: list[str], vocab_size: int) -> Tokenizer:
+    """`train_tokenizer` on all of `sample`. A pair that occurs once is not merged.
 
     Trained by `tokenizers`, not rustbpe, which has no bound on a token's length and would be one dependency more.
     """
@@ -48,7 +54,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_characters: in
             where="tokenizer.vocab_size",
             mend=f"set it to at least {smallest}",
         )
-    sample = _sample(texts, max_characters, seed)
     if not sample:
         raise UserError(
             "no text to train on", where="tokenizer", mend="see the corpus stage's funnel for what was kept"
@@ -79,23 +84,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_characters: in
             mend=f"set it to at most {reachable}, or train on more text",
         )
     return tokenizer
-
-
-def _sample(texts: Iterable[str], max_characters: int, seed: int) -> list[str]:
-    """A uniform sample of whole texts with at most `max_characters` in all, in one pass and bounded memory.
-
-    Each text draws a key; those of the smallest keys stay. A text is cut only if it is longer than the bound alone.
-    """
-    rng = random.Random(f"{seed}:tokenizer")
-    kept: list[tuple[float, int, str]] = []  # a heap with the largest key on top
-    total = 0
-    for index, text in enumerate(texts):
-        text = text[:max_characters]
-        heapq.heappush(kept, (-rng.random(), index, text))
-        total += len(text)
-        while total > max_characters:
-            total -= len(heapq.heappop(kept)[2])
-    return [text for _, _, text in sorted(kept, key=lambda item: item[1]) if text]
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, model_max_length: int | None = None) -> None:
