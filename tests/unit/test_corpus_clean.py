@@ -31,6 +31,7 @@ GOOD = (
     "请跟我算：13减5等于8。7加9等于16。20减12等于8。3乘6等于18。15减6等于9。10加10等于20。",
     "执法人员查处了七个卖六合彩码报的摊点，点击链接看现场。" + "摊主说，六合彩害人，再不碰六合彩了。" * 4,
     "今晨五点，城北的桥通车了，第一班公共汽车载着上学的孩子驶过河面。https://news.example.org/2024/03/01/bridge/9e411382c07b65fe.html",
+    "折扣在后台设置：打开折扣页，选折扣组，填折扣率，再选折扣的起止日期。一件商品有几个折扣时，只用最大的折扣；折扣不能叠加，除非折扣组允许折扣相加。",
     "妈妈让我给外婆打电话，问她周末要不要一起包饺子。外婆说好，还说要带自己种的韭菜来。",
 )
 
@@ -146,7 +147,11 @@ PROSE = (
             "城北大桥今天通车 原标题：城北大桥今天通车 本文仅代表作者本人观点，不代表本站立场，转载请注明来源。",
         ),
         ("few_common_characters", "".join(chr(0x5000 + 37 * number % 4000) for number in range(200)) + "。，" * 20),
-        ("few_stops", "值班表 " + " ".join(map("".join, zip(SURNAMES * 3, NAMES, strict=True)))),
+        (
+            "few_stops",
+            "下面是我们今天在学校里值班的人和他们的家人 "
+            + " ".join(map("".join, zip(SURNAMES * 3, NAMES, strict=True))),
+        ),
     ],
 )
 def test_the_dirt_of_the_web_is_dropped_when_its_rules_are_on(reason: str, text: str) -> None:

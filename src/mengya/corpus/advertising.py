@@ -43,6 +43,7 @@ _PATTERN = re.compile("|".join(map(re.escape, sorted(ADVERTISING_TERMS, key=lamb
 
 
 _OFFERS = {term for kind in ("contact", "selling", "trade", "gambling sites") for term in _TERMS[kind].split()}
+_CALLS = {term for kind in ("contact", "gambling sites") for term in _TERMS[kind].split()}
 _REPORT = re.compile("警方|民警|公安|法院|检察|执法|查处|诈骗|骗子|嫌疑人|被告")
 
 
@@ -54,6 +55,11 @@ def advertising_terms(text: str) -> list[str]:
 def sells(terms: list[str]) -> bool:
     """Whether any of `terms` sells or asks to get in touch; an article on Macau's casinos does neither."""
     return not _OFFERS.isdisjoint(terms)
+
+
+def calls(terms: list[str]) -> bool:
+    """Whether any of `terms` asks to get in touch or to bet; a manual that says 折扣 fifty times does not."""
+    return not _CALLS.isdisjoint(terms)
 
 
 def is_report(text: str) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mengya.corpus.advertising import advertising_terms, is_report, sells
+from mengya.corpus.advertising import advertising_terms, calls, is_report, sells
 from mengya.corpus.encyclopaedia import encyclopaedia_reason
 from mengya.corpus.normalise import CHINESE_PUNCTUATION, HAN
 from mengya.corpus.web_pages import notice_share, offers_spam
@@ -225,7 +225,7 @@ def advertisement(text: str, settings: CleaningSettings) -> str | None:
         return None
     if is_report(text):
         needed *= 2
-    elif max(map(terms.count, set(terms))) >= _STUFFED:
+    elif max(map(terms.count, set(terms))) >= _STUFFED and calls(terms):
         return "advertisement"
     elif len(text) <= _SHORT_ADVERTISEMENT:
         needed -= 1
