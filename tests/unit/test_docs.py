@@ -93,7 +93,7 @@ def test_both_readmes_hold_the_same_commands() -> None:
 def test_every_dependency_has_a_section_with_its_reason() -> None:
     text = read("docs/DEPENDENCIES.md")
     sections = dict(re.findall(r"^### (\S+)\n(.+?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE))
-    declared = [*dependencies(), *dependencies("dev")]
+    declared = [*dependencies(), *dependencies("dev"), *dependencies("bench")]
     assert set(sections) == set(declared)
     for name, reason in sections.items():
         assert len(reason.strip()) > 40, f"{name}: a word is not a reason"
