@@ -29,8 +29,8 @@ def edited(text: str, num_edits: int, rng: random.Random) -> str:
 class Synthetic:
     """Documents by number, made when asked for: 15 of 200,000 sentences of 16 to 23 Han characters, some 300 in all.
 
-    Of twenty, the last is an exact copy of the one before the four, and the three before it near copies: of a text
-    some numbers earlier, with 1 to 6 characters replaced, so that nearly all are of Jaccard ≥ 0.8.
+    Of twenty, the last is an exact copy of an earlier document, and the three before it are near copies of earlier
+    ones, with 1 to 6 characters replaced, so that nearly all are of Jaccard ≥ 0.8.
     """
 
     exact, near = (19,), (16, 17, 18)  # of each twenty
@@ -48,7 +48,10 @@ class Synthetic:
 
     def original(self, number: int) -> int:
         """The number of the document that document `number` is a copy of: itself when it is none."""
-        return number - number % 20 - 20 * (number // 20 % 50) + number % 4 if number % 20 >= 16 else number
+        block, place = divmod(number, 20)
+        if place < 16:
+            return number
+        return 20 * ((number * 0x9E3779B97F4A7C15 >> 20) % (block + 1)) + number * 7 % 16
 
     def __call__(self, number: int) -> str:
         rng = random.Random(self.original(number) * 1_000_003 + self.seed)

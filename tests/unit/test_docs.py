@@ -106,7 +106,7 @@ def test_every_dependency_has_a_section_with_its_reason() -> None:
 
 
 def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
-    extras = [name for group in groups() - {"dev"} for name in dependencies(group)]
+    extras = [name for group in groups() - {"dev", "bench"} for name in dependencies(group)]
     declared = {IMPORT_NAMES.get(name, name) for name in [*dependencies(), *extras]}
     assert imported() - declared == set(COMES_WITH)
     assert declared - imported() == set()

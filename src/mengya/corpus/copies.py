@@ -85,13 +85,16 @@ def _steps(sizes: npt.NDArray[np.int64]) -> Iterator[slice]:
 
 def cluster(
     candidates: Iterable[Pairs], num_shingles: Counts, cache: ShingleCache, threshold: float
-) -> npt.NDArray[np.int32]:
-    """The smallest member of each text's cluster; candidates of Jaccard ≥ `threshold` are in one cluster.
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """(smallest member of each text's cluster, Jaccard that joined it): pairs of Jaccard ≥ `threshold` are in one.
+
+    The second is kept for the larger number of a pair that was joined last; it is what clusters of two need no more.
 
     A pair whose numbers of shingles differ too much to reach the threshold, or that others have joined already, is
     passed over without a look at its texts.
     """
     clusters = _Clusters(len(num_shingles))
+    likeness = np.zeros(len(num_shingles), dtype=np.float32)
     for block in candidates:
         i, j = np.divmod(block, len(num_shingles))
         a, b = num_shingles[i].astype(np.int64), num_shingles[j].astype(np.int64)
@@ -102,9 +105,12 @@ def cluster(
             open_pairs = [(one, other) for one, other in pairs if clusters.root(one) != clusters.root(other)]
             hashes = cache.many(index for pair in open_pairs for index in pair)
             for one, other in open_pairs:
-                if clusters.root(one) != clusters.root(other) and jaccard(hashes[one], hashes[other]) >= threshold:
-                    clusters.join(one, other)
-    return clusters.roots()
+                if clusters.root(one) != clusters.root(other):
+                    similarity = jaccard(hashes[one], hashes[other])
+                    if similarity >= threshold:
+                        clusters.join(one, other)
+                        likeness[other] = similarity
+    return clusters.roots(), likeness
 
 
 class _Kept:
@@ -150,6 +156,7 @@ class _Kept:
 
 def drop_copies(
     roots: npt.NDArray[np.int32],
+    likeness: npt.NDArray[np.float32],
     ranks: tuple[npt.NDArray[np.generic], ...],
     num_shingles: Counts,
     cache: ShingleCache,
@@ -166,7 +173,13 @@ def drop_copies(
     members = np.union1d(members, roots[members]).astype(np.int64)
     keys = [rank[members] for rank in ranks]
     members = members[np.lexsort((members, *reversed(keys), roots[members]))]
-    dropped, of, similarities = array("q"), array("q"), array("d")
+    starts = np.flatnonzero(np.diff(roots[members], prepend=-1))
+    sizes = np.diff(starts, append=len(members))
+    twos = starts[sizes == 2]
+    first, second = members[twos], members[twos + 1]
+    dropped, of = array("q", second.tobytes()), array("q", first.tobytes())
+    similarities = array("d", likeness[np.maximum(first, second)].astype(np.float64).tobytes())
+    members = members[np.repeat(sizes > 2, sizes)]
     kept, of_root = _Kept(), -1
     for step in _steps(num_shingles[members].astype(np.int64)):
         hashes = cache.many(members[step].tolist())

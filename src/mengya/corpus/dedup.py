@@ -74,9 +74,9 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, seed: int = 1)
     found = signatures_in_memory(texts, seed)
     cache = ShingleCache(lambda index: texts[index])
     candidates = np.unique(np.concatenate([bucket_pairs(keys) for keys in found.bands]))
-    roots = cluster([candidates], found.num_shingles, cache, threshold)
+    clusters = cluster([candidates], found.num_shingles, cache, threshold)
     longest_first = (-found.lengths.astype(np.int64),)
-    return list(_near(*drop_copies(roots, longest_first, found.num_shingles, cache, threshold)))
+    return list(_near(*drop_copies(*clusters, longest_first, found.num_shingles, cache, threshold)))
 
 
 def _near(indices: Indices, of: Indices, similarities: npt.NDArray[np.float64]) -> Iterator[Duplicate]:
@@ -98,8 +98,9 @@ def find_duplicates(
     Documents are numbered through the parts in the order of `stems`, whose signatures `write_signatures` has written.
     `text_of(number)` fetches the text of a candidate, mostly in ascending order. Of copies the longest is kept (with
     keep="first": whatever its length), the one from the part of the lower `priority[part]` among equals, then the lower
-    number. Clusters are those of `near_duplicates`. `directory` holds the candidates meanwhile (8 bytes a pair and
-    band), and nothing afterwards. Memory: about 100 bytes a document and 0.5 GB. Deterministic.
+    number. Clusters are those of `near_duplicates`; the twin of an exact copy is what that step kept, and may be a near copy
+    of another text itself. `directory` holds the candidates meanwhile (8 bytes a pair and band), and nothing afterwards.
+    Memory: about 100 bytes a document and 0.5 GB. Deterministic.
     UserError where signatures are absent or of other settings.
     """
     files = SignatureFiles(stems)
@@ -135,11 +136,11 @@ def _find(
     work.mkdir(parents=True)
     try:
         candidates = merged(write_candidates(map(left, range(NUM_BANDS)), work))
-        roots = cluster(candidates, num_shingles, cache, threshold)
+        clusters = cluster(candidates, num_shingles, cache, threshold)
     finally:
         shutil.rmtree(work)
     ranks = (priorities,) if keep == "first" else (-files.lengths().astype(np.int64), priorities)
-    yield from _near(*drop_copies(roots, ranks, num_shingles, cache, threshold))
+    yield from _near(*drop_copies(*clusters, ranks, num_shingles, cache, threshold))
 
 
 def _exact(keys: Hashes, priorities: npt.NDArray[np.int32]) -> tuple[Indices, Indices]:

@@ -52,8 +52,8 @@ def _band_keys(hashes: Hashes, offsets: Offsets, seed: int) -> Hashes:
     )
     # struct packs lists of integers twice as fast as numpy reads them.
     rows = b"".join([_ROW.pack(*row) for row in matrix.to_rows()])
-    flat = np.frombuffer(rows, dtype="<u4").reshape(num_texts, -1).T.astype(np.uint64, order="C")
-    minima = flat.reshape(NUM_BANDS, NUM_ROWS, num_texts)
+    by_text = np.frombuffer(rows, dtype="<u4").reshape(num_texts, -1)
+    minima = by_text.T.astype(np.uint64, order="C").reshape(NUM_BANDS, NUM_ROWS, num_texts)
     keys = np.zeros((NUM_BANDS, num_texts), dtype=np.uint64)
     for row in range(NUM_ROWS):
         keys += minima[:, row]

@@ -98,6 +98,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
         if os.getpid() != self.main_process:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends its workers
+            os.environ["RAYON_NUM_THREADS"] = "1"  # the processes are the parallelism
             _end_with(self.main_process)
         return super()._run_for_rank(rank, local_rank, node_rank)
 

@@ -39,12 +39,14 @@ def canonical(text: str) -> str:
 @cache
 def _canonical_table() -> Codes:
     """For every code point what `canonical` makes of it: nothing, its lower case, or what depends on its neighbours."""
-    characters = [chr(code) for code in range(0x110000)]
-    lower = [character.lower() for character in characters]
-    table = np.array([ord(each) if len(each) == 1 else _SPECIAL for each in lower], dtype=np.uint32)
+    table = np.arange(0x110000, dtype=np.uint32)
+    for start in range(0, 0x110000, 0x1000):  # not all at once: a string a code point is 80 MB
+        characters = [chr(code) for code in range(start, start + 0x1000)]
+        lower = [character.lower() for character in characters]
+        table[start : start + 0x1000] = [ord(each) if len(each) == 1 else _SPECIAL for each in lower]
+        for match in _IGNORED.finditer("".join(characters)):
+            table[start + match.start() : start + match.end()] = _NOTHING
     table[ord("Σ")] = _SPECIAL  # ς at the end of a word
-    for match in _IGNORED.finditer("".join(characters)):
-        table[match.start() : match.end()] = _NOTHING
     return table
 
 
