@@ -44,9 +44,32 @@ def run(
     out: OutOption = None,
     set_: SetOption = None,
     stages: Annotated[str | None, typer.Option(help="only these, separated by commas")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="run nothing; hash again all that the run stands on")
+    ] = False,
 ) -> None:
     """Run all stages of a recipe: finished ones are skipped, an interrupted one goes on."""
+    if verify:
+        _verify(recipe, out, set_)
+        return
     _run(recipe, out, set_, [name.strip() for name in stages.split(",")] if stages is not None else None)
+
+
+def _verify(recipe_path: Path, out: Path | None, overrides: list[str] | None) -> None:
+    from mengya.corpus.provenance import verify
+    from mengya.recipe import load_recipe
+
+    directory = out or Path("runs") / load_recipe(recipe_path, overrides or []).name
+    differences = verify(directory)
+    for difference in differences:
+        typer.echo(difference)
+    if differences:
+        raise UserError(
+            f"{len(differences)} differences from what the manifests say",
+            where=directory,
+            mend="run the recipe again: it makes again what is concerned",
+        )
+    typer.echo(f"{directory}: every input and output is what the manifests say")
 
 
 def _add_stage(name: str) -> None:

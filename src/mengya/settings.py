@@ -167,6 +167,8 @@ class Source(Settings):
     """Name in reports; the file's stem when absent."""
     limit: Positive | None = None
     """Read at most this many rows, from the start."""
+    licence: str | None = None
+    """Under which terms it may be used; a download by `mengya data get` says it itself."""
     copies: Positive = 1
     """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
     rules: Rules = {}
@@ -184,6 +186,19 @@ class Source(Settings):
 
 
 SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]]
+
+
+class EvaluationSet(Settings):
+    """A benchmark whose questions the training data must not hold."""
+
+    path: str
+    """File, folder, glob or tar archive."""
+    name: str | None = None
+    """Name in reports; the file's stem when absent."""
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.path).name.split(".")[0]
 
 
 class SlurmSettings(Settings):
@@ -229,6 +244,12 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
     """… any other line must also stand in more than this share of them."""
     near_duplicate_threshold: Fraction = 0.8
     """Jaccard similarity of character 5-grams from which two documents are one (MinHash-LSH, verified exactly)."""
+    evaluation: list[EvaluationSet] = []
+    """Evaluation sets with which training data is compared, by 13-grams of characters."""
+    min_contaminated_grams: Positive = 8
+    """Grams shared with a set from which a text counts as contaminated (see `corpus.contamination`)."""
+    remove_contaminated: bool = False
+    """Drop contaminated texts; otherwise they are reported only."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.02
     """Share of records held out, chosen by content hash so that it is stable when data is added."""
     max_reject_share: Fraction = 0.05

@@ -21,7 +21,7 @@ def download(tmp_path):
     (tmp_path / "set" / "data" / "a.jsonl").write_text("甲")
     (tmp_path / "set" / "own.jsonl").write_text("乙")
     about = {
-        "dataset": "演示集", "hub": "huggingface", "id": "someone/demo", "revision": "0123456789abcdef0123",
+        "dataset": "演示集", "from": "huggingface", "repository": "someone/demo", "revision": "0123456789abcdef0123",
         "licence": "cc-by-nc-4.0", "files": [{"path": "data/a.jsonl", "sha256": sha("甲"), "bytes": 3}],
     }  # fmt: skip
     write_json(tmp_path / "set" / "SOURCE.json", about)
@@ -35,7 +35,11 @@ def record(label, files, **options):
 def test_a_record_holds_hashes_and_what_the_download_says(download):
     entry = record("demo", [download / "data" / "a.jsonl"], licence="mit", refused={"invalid_json": 2})
     assert (entry["licence"], entry["licence_from"]) == ("cc-by-nc-4.0", "download")
-    assert (entry["hub"], entry["id"], entry["revision"]) == ("huggingface", "someone/demo", "0123456789abcdef0123")
+    assert (entry["from"], entry["repository"], entry["revision"]) == (
+        "huggingface",
+        "someone/demo",
+        "0123456789abcdef0123",
+    )
     assert entry["files"] == [
         {"path": str(download / "data" / "a.jsonl"), "bytes": 3, "sha256": sha("甲"), "as_downloaded": True}
     ]
@@ -52,7 +56,7 @@ def test_a_file_changed_since_its_download_is_told_apart(download):
 
 def test_a_file_that_the_download_does_not_list_takes_nothing_from_it(download):
     entry = record("own", [download / "own.jsonl"], licence="CC0-1.0")
-    assert (entry["licence"], entry["licence_from"], entry.get("id")) == ("CC0-1.0", "recipe", None)
+    assert (entry["licence"], entry["licence_from"], entry.get("repository")) == ("CC0-1.0", "recipe", None)
     assert entry["files"][0]["as_downloaded"] is None
     assert record("own", [download / "own.jsonl"])["licence"] == "not stated"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from mengya.corpus.contamination import Contamination
 from mengya.corpus.funnel import EXCERPT, Drop, Funnel, Manifest, hash64, num_characters
 from mengya.corpus.records import Conversation, Message, PreferencePair, Record, to_row
 from mengya.corpus.split import check_parts, in_validation
@@ -23,6 +24,8 @@ from mengya.files import write_jsonl
 class Split(Protocol):
     @property
     def validation_fraction(self) -> float: ...
+    @property
+    def remove_contaminated(self) -> bool: ...
 
 
 def _write(
@@ -54,14 +57,16 @@ def build_conversations(
     seed: int,
     directory: Path,
     copies: Mapping[str, int] = MappingProxyType({}),
+    contamination: Contamination | None = None,
 ) -> Manifest:
-    """The manifest of a set of conversations; reasons of drops: "empty", "duplicate_prompt".
+    """The manifest of a set of conversations; reasons of drops: "empty", "duplicate_prompt", "contaminated: SET".
 
     Of conversations with one prompt (all before the last answer) the first is kept. Those that open with the same
     question fall on the same side of the split. `copies` {source: number} writes each training record of a source so
-    many times; the counts are of records, whatever their copies.
+    many times; the counts are of records, whatever their copies. With `contamination` the manifest says what they share
+    with evaluation sets, and `settings.remove_contaminated` whether such records go.
     """
-    return _build(conversations, "conversations", settings, seed, directory, copies)
+    return _build(conversations, "conversations", settings, seed, directory, copies, contamination=contamination)
 
 
 def build_preferences(
@@ -71,15 +76,16 @@ def build_preferences(
     directory: Path,
     copies: Mapping[str, int] = MappingProxyType({}),
     balanced: Collection[str] = (),
+    contamination: Contamination | None = None,
 ) -> Manifest:
     """The manifest of a set of preference pairs.
 
-    Reasons of drops: "empty", "equal_answers", "duplicate_pair", "length_balance". One prompt may have several pairs (a ranking
-    gives them); only a pair that stood before is dropped. Of the sources in `balanced`, pairs are dropped until the
-    better answer is the longer one as often as the shorter. Pairs whose prompts open with the same question fall on
-    the same side of the split. `copies` as for conversations.
+    Reasons of drops: "empty", "equal_answers", "duplicate_pair", "contaminated: SET", "length_balance". One prompt may
+    have several pairs (a ranking gives them); only a pair that stood before is dropped. Of the sources in `balanced`,
+    pairs are dropped until the better answer is the longer one as often as the shorter. Pairs whose prompts open with
+    the same question fall on the same side of the split. `copies` and `contamination` as for conversations.
     """
-    return _build(preferences, "pairs", settings, seed, directory, copies, balanced)
+    return _build(preferences, "pairs", settings, seed, directory, copies, balanced, contamination)
 
 
 def _unbalanced(pairs: Iterable[PreferencePair], seed: int) -> list[PreferencePair]:
@@ -94,6 +100,26 @@ def _unbalanced(pairs: Iterable[PreferencePair], seed: int) -> list[PreferencePa
     return more[len(fewer) :]
 
 
+def _text(record: Conversation | PreferencePair) -> str:
+    """All that is said in a record, a line each."""
+    if isinstance(record, PreferencePair):
+        return "\n".join([*(message.content for message in record.prompt), record.chosen, record.rejected])
+    return "\n".join(message.content for message in record.messages)
+
+
+def _without(
+    alive: list[Conversation | PreferencePair], reasons: Mapping[int, str], funnel: Funnel, step: str
+) -> list[Conversation | PreferencePair]:
+    """`alive` without the records of these ids, which fall out for these reasons."""
+    for record in alive:
+        if id(record) in reasons:
+            reason, excerpt = reasons[id(record)], _text(record)[:EXCERPT]
+            funnel.drop(Drop(record.origin, record.source, reason, num_characters(record), excerpt))
+    left = [record for record in alive if id(record) not in reasons]
+    funnel.left(step, left)
+    return left
+
+
 def _build(
     records: Iterable[Conversation] | Iterable[PreferencePair],
     unit: str,
@@ -102,6 +128,7 @@ def _build(
     directory: Path,
     copies: Mapping[str, int],
     balanced: Collection[str] = (),
+    contamination: Contamination | None = None,
 ) -> Manifest:
     funnel = Funnel(unit)
     first: dict[bytes, str] = {}
@@ -127,23 +154,28 @@ def _build(
             reason = "duplicate_pair" if len(answers) == 2 else "duplicate_prompt"
             twin = first[key]
         if reason:
-            excerpt = "\n".join([*(message.content for message in prompt), *answers])[:EXCERPT]
+            excerpt = _text(record)[:EXCERPT]
             funnel.drop(Drop(record.origin, record.source, reason, num_characters(record), excerpt, twin))
             continue
         first[key] = record.origin
         alive.append(record)
     funnel.step("read", sum(funnel.read.values()), read_characters)
     funnel.left("duplicates", alive)
+    if contamination:
+        leaks = contamination.check([_text(record) for record in alive], [record.origin for record in alive])
+        if settings.remove_contaminated:
+            found = {
+                id(record): f"contaminated: {', '.join(sets)}"
+                for record, sets in zip(alive, leaks, strict=True)
+                if sets
+            }
+            alive = _without(alive, found, funnel, "contamination")
     if balanced:
-        gone: set[int] = set()
+        gone: dict[int, str] = {}
         for source in sorted(balanced):
             pairs = [record for record in alive if isinstance(record, PreferencePair) and record.source == source]
-            for pair in _unbalanced(pairs, seed):
-                excerpt = f"{pair.prompt[-1].content}\n{pair.chosen}\n{pair.rejected}"[:EXCERPT]
-                funnel.drop(Drop(pair.origin, source, "length_balance", num_characters(pair), excerpt))
-                gone.add(id(pair))
-        alive = [record for record in alive if id(record) not in gone]
-        funnel.left("length_balance", alive)
+            gone |= {id(pair): "length_balance" for pair in _unbalanced(pairs, seed)}
+        alive = _without(alive, gone, funnel, "length_balance")
     train: list[Conversation | PreferencePair] = []
     validation: list[Conversation | PreferencePair] = []
     for record in alive:
@@ -154,5 +186,7 @@ def _build(
         (validation if held_out else train).append(record)
     check_parts(len(train), len(validation), settings.validation_fraction, unit)
     manifest = _write(funnel, train, validation, directory, copies)
+    if contamination:
+        manifest["contamination"] = contamination.summary()
     manifest["copies"] = {source: number for source, number in copies.items() if number > 1}
     return manifest

@@ -11,10 +11,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mengya.files import atomic_path, read_json, write_json
 
 NGRAM = 13
 MIN_GRAMS = 8
@@ -212,6 +215,17 @@ class EvaluationIndex:
         return sorted(found, key=lambda passage: -len(passage))
 
 
+def save_index(grams: Mapping[str, Hashes], file: Path) -> None:
+    """The sets' grams as an npz, an array a set, for `load_index`."""
+    with atomic_path(file) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **grams)  # type: ignore[arg-type]
+
+
+def load_index(file: Path) -> EvaluationIndex:
+    with np.load(file) as sets:
+        return EvaluationIndex({name: sets[name] for name in sets.files})
+
+
 def overlap(texts: Sequence[str], grams: Mapping[str, Hashes], n: int = NGRAM) -> Indices:
     """[num_texts, num_sets]: `EvaluationIndex.overlap` for one call; for many calls make the index once."""
     return EvaluationIndex(grams, n).overlap(texts)
@@ -273,6 +287,20 @@ class Contamination:
             merged = [*self._examples[name], *other._examples[name]]
             merged.sort(key=lambda example: (-example["grams"], example["origin"]))
             self._examples[name] = merged[:_NUM_EXAMPLES]
+
+    def save(self, stem: Path) -> None:
+        """Leave the counts in STEM.json and STEM.npz, for `absorb` in another process."""
+        np.savez(stem.with_suffix(".npz"), *self._met.values())
+        counts = (self.num_texts, self._touched, self._contaminated, self._examples)
+        write_json(stem.with_suffix(".json"), counts)
+
+    def absorb(self, stem: Path) -> None:
+        """Add what `save` left there."""
+        other = Contamination(self.index, self.min_grams)
+        other.num_texts, other._touched, other._contaminated, other._examples = read_json(stem.with_suffix(".json"))
+        with np.load(stem.with_suffix(".npz")) as met:
+            other._met = {name: met[f"arr_{number}"] for number, name in enumerate(self.index.names)}
+        self.merge(other)
 
     def summary(self) -> dict[str, Any]:
         """For the manifest: per set the texts contaminated, those that share any gram, and the share of it met."""

@@ -18,265 +18,55 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datatrove.pipeline.base import PipelineStep
-
 from mengya.console import say
-from mengya.corpus.blocks import Cleaner, PartsWriter, Reader
-from mengya.corpus.boilerplate import Boilerplate
-from mengya.corpus.dedup import exact_key, find_duplicates, write_signatures
+from mengya.corpus.document_phases import (
+    DUPLICATES,
+    KINDS,
+    Job,
+    add_up_lines,
+    clean_pipeline,
+    compare,
+    count_lines,
+    find_firsts,
+    part_pipeline,
+    strip_and_sign,
+    write_split,
+)
 from mengya.corpus.funnel import Drop, Funnel, Manifest
 from mengya.corpus.inputs import Input
-from mengya.corpus.parts import PartIndex, PartWriter, RowsWriter, list_parts, read_part, read_zst, write_zst
+from mengya.corpus.parts import read_zst
 from mengya.corpus.phases import PhaseResult, run_phase
-from mengya.corpus.records import to_row
-from mengya.corpus.rules import too_short
-from mengya.corpus.split import check_parts, in_validation
+from mengya.corpus.split import check_parts
 from mengya.corpus.streams import Rejects
-from mengya.files import atomic_directory, atomic_path, read_json, write_json, write_jsonl
+from mengya.files import read_json, write_jsonl
 from mengya.settings import CorpusSettings
 
-_DUPLICATES = "duplicates.npz"
-_KEY_SLICES = 16
 _COMMONEST = 20  # boilerplate lines shown
 _EXAMPLES = 5  # of what a transformation changed
-_KINDS = ("", "exact_duplicate", "near_duplicate")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every phase needs to know; it travels to the workers."""
-
-    work: Path
-    settings: CorpusSettings
-    seed: int
-
-    def clean_directory(self, task: int) -> Path:
-        return self.work / "clean" / f"{task:05d}"
-
-    @property
-    def cleaned(self) -> list[Path]:
-        return list_parts(self.work / "clean")
-
-    @property
-    def signed(self) -> list[Path]:
-        return list_parts(self.work / "sign")
-
-
-# --- clean ------------------------------------------------------------------------------------------------------------
-
-
-def _clean_pipeline(task: int, job: Job, inputs: Sequence[Input]) -> list[PipelineStep]:
-    reader = Reader(inputs[task])
-    cleaner = Cleaner(job.settings.cleaning(inputs[task].rules))
-    return [reader, cleaner, PartsWriter(job.clean_directory(task), reader, cleaner, job.settings.part_characters)]
-
-
-class _OnPart(PipelineStep):
-    """A phase's function on the part of the task's number."""
-
-    type = "mengya"
-
-    def __init__(self, function: Any, job: Job) -> None:
-        self.name = function.__name__.strip("_").replace("_", " ")
-        super().__init__()
-        self.function, self.job = function, job
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        self.function(rank, self.job)
-        yield from ()
-
-
-def _part_pipeline(task: int, function: Any, job: Job) -> list[PipelineStep]:
-    return [_OnPart(function, job)]
-
-
-# --- count ------------------------------------------------------------------------------------------------------------
-
-
-def _count_lines(part: int, job: Job) -> None:
-    """How many of a part's documents each line stands in, copies left out: a text often copied is no boilerplate."""
-    with np.load(job.work / "first.npz") as found:
-        first = found["first"][PartIndex.of(job.cleaned).slice_of(part)]
-    counter = Boilerplate(job.settings.boilerplate_documents, job.settings.boilerplate_share)
-    for document, is_first in zip(read_part(job.cleaned[part]), first, strict=True):
-        if is_first:
-            counter.count(document.source, document.text)
-    with atomic_directory(job.work / "lines" / f"{part:05d}") as directory:
-        for number, (source, (documents, keys, counts)) in enumerate(sorted(counter.counts().items())):
-            np.savez(directory / f"{number}.npz", source=source, documents=documents, keys=keys, counts=counts)
-
-
-def _find_firsts(job: Job) -> None:
-    """first.npz: bool over all cleaned documents, whether none before has the same canonical text."""
-    keys = np.concatenate([np.load(part.with_suffix(".key.npy")) for part in job.cleaned])
-    first = np.zeros(len(keys), dtype=bool)
-    first[np.unique(keys, return_index=True)[1]] = True
-    _save(job.work / "first.npz", first=first)
-
-
-def _add_up_lines(job: Job) -> None:
-    """lines.npz: of each source the lines that may be boilerplate, counted over all parts.
-
-    A slice of the keys at a time, so that the lines of a large source need not fit in memory together.
-    """
-    by_source: dict[str, list[Path]] = {}
-    documents: Counter[str] = Counter()
-    for file in sorted((job.work / "lines").glob("*/*.npz")):
-        with np.load(file) as counted:
-            source = str(counted["source"])
-            by_source.setdefault(source, []).append(file)
-            documents[source] += int(counted["documents"])
-    arrays: dict[str, Any] = {}
-    for number, (source, files) in enumerate(sorted(by_source.items())):
-        kept: list[tuple[np.ndarray, np.ndarray]] = []
-        for slice_number in range(_KEY_SLICES):
-            parts = []
-            for file in files:
-                with np.load(file) as counted:
-                    mine = counted["keys"] // np.uint64(2**64 // _KEY_SLICES) == slice_number
-                    parts.append((counted["keys"][mine], counted["counts"][mine]))
-            keys, inverse = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
-            counts = np.bincount(inverse, np.concatenate([counts for _, counts in parts]), len(keys)).astype(np.int64)
-            often = counts > job.settings.boilerplate_documents
-            kept.append((keys[often], counts[often]))
-        arrays |= {
-            f"{number}.source": source,
-            f"{number}.documents": documents[source],
-            f"{number}.keys": np.concatenate([keys for keys, _ in kept]),
-            f"{number}.counts": np.concatenate([counts for _, counts in kept]),
-        }
-    _save(job.work / "lines.npz", **arrays)
-
-
-def _boilerplate(job: Job) -> Boilerplate:
-    boilerplate = Boilerplate(job.settings.boilerplate_documents, job.settings.boilerplate_share)
-    with np.load(job.work / "lines.npz") as counted:
-        for number in range(len(counted.files) // 4):
-            boilerplate.restore(
-                str(counted[f"{number}.source"]),
-                int(counted[f"{number}.documents"]),
-                counted[f"{number}.keys"],
-                counted[f"{number}.counts"],
-            )
-    return boilerplate
-
-
-def _save(path: Path, **arrays: Any) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **arrays)
-
-
-# --- sign -------------------------------------------------------------------------------------------------------------
-
-
-def _strip_and_sign(part: int, job: Job) -> None:
-    """A part without its boilerplate, and the signatures of its documents."""
-    boilerplate = _boilerplate(job)
-    removed: Counter[str] = Counter()
-    drops: list[dict[str, Any]] = []
-    num_changed = 0
-    with atomic_directory(job.work / "sign" / f"{part:05d}") as directory:
-        with PartWriter(directory, part_characters=1 << 62) as writer:
-            for document in read_part(job.cleaned[part]):
-                text, lines = boilerplate.strip(document.source, document.text)
-                removed.update(lines)
-                num_changed += bool(lines)
-                if lines and too_short(text, job.settings):
-                    drops.append(asdict(Drop.of(document, "boilerplate")))
-                else:
-                    writer.write(replace(document, text=text))
-        if writer.num_documents:
-            write_signatures((d.text for d in read_part(directory / "part-000.jsonl")), directory / "part-000")
-        write_zst(directory / "drops.jsonl.zst", drops)
-        report = {
-            "documents": writer.num_documents,
-            "characters": writer.num_characters,
-            "changed": num_changed,
-            "removed": dict(removed),
-        }
-        write_json(directory / "report.json", report)
-
-
-# --- compare ----------------------------------------------------------------------------------------------------------
-
-
-def _compare(job: Job) -> None:
-    """duplicates.npz: the numbers of the documents that are copies, of which each is one, its kind and likeness."""
-    index = PartIndex.of(job.signed)
-    found = list(
-        find_duplicates(
-            [part.with_suffix("") for part in job.signed],
-            lambda number: index[number].text,
-            threshold=job.settings.near_duplicate_threshold,
-            directory=job.work / "compare",
-        )
-    )
-    found.sort(key=lambda duplicate: duplicate.index)
-    _save(
-        job.work / _DUPLICATES,
-        index=np.array([duplicate.index for duplicate in found], dtype=np.int64),
-        of=np.array([duplicate.of for duplicate in found], dtype=np.int64),
-        kind=np.array([_KINDS.index(duplicate.kind) for duplicate in found], dtype=np.int8),
-        similarity=np.array([duplicate.similarity for duplicate in found], dtype=np.float64),
-    )
-
-
-# --- write ------------------------------------------------------------------------------------------------------------
-
-
-def _write_split(part: int, job: Job) -> None:
-    """A part's documents that are left, split, and its duplicates with the origin of their twin."""
-    index = PartIndex.of(job.signed)
-    numbers = index.slice_of(part)
-    with np.load(job.work / _DUPLICATES) as found:
-        low, high = np.searchsorted(found["index"], (numbers.start, numbers.stop))
-        mine = {name: found[name][low:high] for name in found.files}
-    twins = {
-        int(number): (index[int(of)].origin, _KINDS[kind], float(similarity))
-        for number, of, kind, similarity in zip(
-            mine["index"], mine["of"], mine["kind"], mine["similarity"], strict=True
-        )
-    }
-    counts = {"train": Counter[str](), "validation": Counter[str]()}
-    with atomic_directory(job.work / "write" / f"{part:05d}") as directory, ExitStack() as files:
-        writers = {
-            name: files.enter_context(RowsWriter(directory / f"{name}.jsonl.zst")) for name in (*counts, "drops")
-        }
-        for number, document in enumerate(read_part(job.signed[part]), numbers.start):
-            if number in twins:
-                origin, kind, similarity = twins[number]
-                writers["drops"].write(asdict(Drop.of(document, kind, origin, similarity)))
-                continue
-            held_out = in_validation(exact_key(document.text), job.settings.validation_fraction, job.seed)
-            split = "validation" if held_out else "train"
-            writers[split].write(to_row(document))
-            counts[split].update(
-                {f"documents {document.source}": 1, f"characters {document.source}": len(document.text)}
-            )
-        files.close()  # before the directory appears
-        write_json(directory / "report.json", {split: dict(count) for split, count in counts.items()})
-
-
-# --- all of it --------------------------------------------------------------------------------------------------------
 
 
 def build_documents(
-    inputs: Sequence[Input], settings: CorpusSettings, seed: int, directory: Path, *, work: Path, rejects: Rejects
+    inputs: Sequence[Input],
+    settings: CorpusSettings,
+    seed: int,
+    directory: Path,
+    *,
+    work: Path,
+    rejects: Rejects,
+    grams: Path | None = None,
 ) -> tuple[Manifest, Counter[str]]:
     """(manifest, what was mended) of the corpus that now stands in `directory`; `rejects` gets what was unreadable.
 
     The manifest has the shape that `funnel` describes, with "boilerplate" {"documents", "characters", "lines"},
-    "changed" {transformation: {"documents", "examples"}} and "speeds" {phase: {"documents", "seconds"}}. UserError when
-    nothing is left, nothing is held out, or too much could not be read. `all_drops(work)` gives every drop until `work` is removed.
+    "changed" {transformation: {"documents", "examples"}}, "contamination" where `grams` (see Job) are given, and
+    "speeds" {phase: {"documents", "seconds"}}. UserError when nothing is left, nothing is held out, or too much could
+    not be read. `all_drops(work)` gives every drop until `work` is removed.
     """
-    job = Job(work, settings, seed)
+    job = Job(work, settings, seed, grams)
     speeds: dict[str, dict[str, float]] = {}
 
     def phase(name: str, pipeline_of: Any, num_tasks: int) -> None:
@@ -290,7 +80,7 @@ def build_documents(
         result = PhaseResult(time.monotonic() - started, int(not is_there))
         _note(name, result, 1, _num_documents(job, name), speeds)
 
-    phase("clean", partial(_clean_pipeline, job=job, inputs=inputs), len(inputs))
+    phase("clean", partial(clean_pipeline, job=job, inputs=inputs), len(inputs))
     reports = [read_json(job.clean_directory(task) / "report.json") for task in range(len(inputs))]
     repairs = Counter[str]()
     for report in reports:
@@ -299,12 +89,12 @@ def build_documents(
     rejects.check(settings.max_reject_share)  # before hours are spent on what is left
     if job.cleaned:
         if not (work / "lines.npz").exists():
-            _find_firsts(job)
-        phase("count", partial(_part_pipeline, function=_count_lines, job=job), len(job.cleaned))
-        once("add up", "lines.npz", _add_up_lines)
-        phase("sign", partial(_part_pipeline, function=_strip_and_sign, job=job), len(job.cleaned))
-        once("compare", _DUPLICATES, _compare)
-        phase("write", partial(_part_pipeline, function=_write_split, job=job), len(job.signed))
+            find_firsts(job)
+        phase("count", partial(part_pipeline, function=count_lines, job=job), len(job.cleaned))
+        once("add up", "lines.npz", add_up_lines)
+        phase("sign", partial(part_pipeline, function=strip_and_sign, job=job), len(job.cleaned))
+        once("compare", DUPLICATES, compare)
+        phase("write", partial(part_pipeline, function=write_split, job=job), len(job.signed))
     manifest = _manifest(job, reports, directory)
     manifest["speeds"] = speeds
     for split in ("train", "validation"):
@@ -359,8 +149,10 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
     for drop in all_drops(job.work):
         funnel.drop(drop)
     signed = [read_json(file) for file in sorted((job.work / "sign").glob("*/report.json"))]
-    late = ("boilerplate", "exact_duplicate", "near_duplicate")
-    left = total["read"] - sum(drop["documents"] for reason, drop in funnel.dropped.items() if reason not in late)
+    late = ("boilerplate", "contaminated", "exact_duplicate", "near_duplicate")
+    left = total["read"] - sum(
+        drop["documents"] for reason, drop in funnel.dropped.items() if not reason.startswith(late)
+    )
     left_characters = sum(report["kept_characters"] for report in reports)
     funnel.step("read", total["read"], total["read_characters"])
     funnel.step("normalise", total["read"], total["normal_characters"])
@@ -369,9 +161,15 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
         sum(report["documents"] for report in signed),
         sum(report["characters"] for report in signed),
     )
-    funnel.step("boilerplate", left, left_characters)
-    for kind in _KINDS[1:]:
-        gone = funnel.dropped.get(kind, {"documents": 0, "characters": 0})
+    none = {"documents": 0, "characters": 0}
+    leaked = Counter[str]()
+    for reason, amount in funnel.dropped.items():
+        leaked.update(amount if reason.startswith("contaminated") else {})
+    funnel.step("boilerplate", left + leaked["documents"], left_characters + leaked["characters"])
+    if job.settings.remove_contaminated:
+        funnel.step("contamination", left, left_characters)
+    for kind in KINDS[1:]:
+        gone = funnel.dropped.get(kind, none)
         left, left_characters = left - gone["documents"], left_characters - gone["characters"]
         funnel.step(f"{kind}s", left, left_characters)
 
@@ -397,6 +195,11 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
         "characters": sum(len(line) * count for line, count in removed.items()),
         "lines": [{"line": line, "count": count} for line, count in removed.most_common(_COMMONEST)],
     }
+    contamination = job.contamination()
+    if contamination:
+        for file in sorted((job.work / "sign").glob("*/contamination.json")):
+            contamination.absorb(file.with_suffix(""))
+        manifest["contamination"] = contamination.summary()
     changed: Counter[str] = Counter()
     examples: dict[str, list[dict[str, str]]] = {}
     for report in reports:

@@ -1,7 +1,8 @@
 """Where training data came from: a record of each source for the manifest, words for a model card, and the re-hash.
 
-A download leaves SOURCE.json beside its files: {"dataset", "hub", "id", "revision", "licence", "files": [{"path",
-"sha256", "bytes"}]}, paths relative to it. It is believed about a file only where it lists that file.
+A download (`mengya data get`) leaves SOURCE.json beside its files: {"dataset", "from", "repository", "revision",
+"licence", "files": [{"path", "sha256", "bytes"}]}, paths relative to it. It is believed about a file only where it
+lists that file.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mengya.corpus.sources import SOURCE_FILE
 from mengya.files import read_json, sha256, sha256_of
 from mengya.run import Run
 from mengya.settings import STAGE_NAMES
 
 NOT_STATED = "not stated"
-SOURCE_FILE = "SOURCE.json"
 _LEVELS_UP = 4  # a data set's files lie at most so deep under its SOURCE.json
 
-_ABOUT = ("dataset", "hub", "id", "revision")
+_ABOUT = ("dataset", "from", "repository", "revision")
 _HUBS = {"huggingface": "https://huggingface.co/datasets/{}", "modelscope": "https://modelscope.cn/datasets/{}"}
 
 
@@ -59,7 +60,7 @@ def source_record(
 ) -> dict[str, Any]:
     """One source's entry in the corpus manifest.
 
-    {"source", "dataset", "hub", "id", "revision", "licence", "licence_from": "download" | "recipe" | "not stated",
+    {"source", "dataset", "from", "repository", "revision", "licence", "licence_from": "download" | "recipe" | "not stated",
     "files": [{"path", "bytes", "sha256", "as_downloaded": true, false, or null without a SOURCE.json}],
     "unit", "read", "kept", "dropped": {reason: number}, "refused": {reason: rows}}
 
@@ -187,8 +188,8 @@ def _section(records: Sequence[Mapping[str, Any]], words: _Words) -> str:
 def _name(record: Mapping[str, Any], words: _Words) -> str:
     if not record["files"]:
         return f"{_plain(record['source'])} ({words.made_here})"
-    name = _plain(record.get("dataset") or record.get("id") or record["source"])
-    page, identifier = _HUBS.get(str(record.get("hub", ""))), str(record.get("id", ""))
+    name = _plain(record.get("dataset") or record.get("repository") or record["source"])
+    page, identifier = _HUBS.get(str(record.get("from", ""))), str(record.get("repository", ""))
     if page and re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", identifier, re.ASCII):
         return f"[{name}]({page.format(identifier)})"
     return name

@@ -23,6 +23,8 @@ from mengya.errors import UserError
 __all__ = ["Rejects", "container_of", "is_readable", "list_files", "read_rows"]
 
 TEXT_DOCUMENT_CHARACTERS = 1 << 20
+SOURCE_FILE = "SOURCE.json"
+"""What a download leaves beside its files; it is about the data and no data."""
 _KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".yml", ".yaml", ".parquet", ".zip")
 _ZIP_CHUNK_BYTES = 1 << 16
 _NAMES = {".csv": "CSV", ".tsv": "TSV", ".txt": "text", ".yml": "YAML", ".yaml": "YAML", ".parquet": "Parquet"}
@@ -35,7 +37,7 @@ def list_files(path: Path | str) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
-        files = [file for file in files if _kind(file) is not None]
+        files = [file for file in files if _kind(file) is not None and file.name != SOURCE_FILE]
         if not files:
             raise UserError(
                 "no readable file in this directory", where=path, mend=f"put {', '.join(_KINDS)} files there"

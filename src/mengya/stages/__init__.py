@@ -47,7 +47,9 @@ def token_files(recipe: Recipe) -> list[Path]:
 
 def _corpus_files(recipe: Recipe) -> list[Path]:
     sources = [*recipe.corpus.documents, *recipe.corpus.conversations, *recipe.corpus.preferences]
-    return list(dict.fromkeys(file for source in sources for file in source_files(source)))
+    files = [file for source in sources for file in source_files(source)]
+    files += [file for benchmark in recipe.corpus.evaluation for file in source_files(Source(path=benchmark.path))]
+    return list(dict.fromkeys(files))
 
 
 TOKEN_FILES = "token_files"

@@ -57,6 +57,16 @@ def _check_sources(recipe: Recipe) -> None:
                 )
 
 
+def _check_evaluation_sets(recipe: Recipe) -> None:
+    names = [benchmark.label for benchmark in recipe.corpus.evaluation]
+    for index, benchmark in enumerate(recipe.corpus.evaluation):
+        where = f"corpus.evaluation.{index}"
+        if not source_files(Source(path=benchmark.path)):
+            raise UserError(f"no such file: {benchmark.path}", where=f"{where}.path", mend="mend the path")
+        if benchmark.label in names[:index]:
+            raise UserError(f"two sets are called {benchmark.label!r}", where=where, mend="give each a `name`")
+
+
 def _check_executor(recipe: Recipe) -> None:
     if recipe.corpus.executor == "slurm" and recipe.corpus.slurm is None:
         raise UserError(
@@ -147,6 +157,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_lengths(recipe)
     if "corpus" in recipe.stages:
         _check_executor(recipe)
+        _check_evaluation_sets(recipe)
         _check_sources(recipe)
     needed_sources = {"documents": ("corpus",), "conversations": ("sft",), "preferences": ("reward", "dpo", "ppo")}
     for kind, stages in needed_sources.items():

@@ -15,18 +15,22 @@ from typing import Any
 from mengya.console import say
 from mengya.corpus import playground
 from mengya.corpus.build import build_conversations, build_preferences
+from mengya.corpus.contamination import Contamination, evaluation_grams, load_index, save_index
 from mengya.corpus.documents import all_drops, build_documents
+from mengya.corpus.evaluation_sets import read_evaluation
 from mengya.corpus.funnel import score_dedup
 from mengya.corpus.gather import Kind, read_source
 from mengya.corpus.inputs import Input, ListInput, file_inputs
 from mengya.corpus.playground import Playground
+from mengya.corpus.provenance import attribution, source_record
 from mengya.corpus.records import Document, Record, to_row
 from mengya.corpus.sources import Rejects
 from mengya.errors import UserError
 from mengya.evaluate.score import proportion
-from mengya.files import atomic_directory, read_jsonl, write_jsonl
+from mengya.files import atomic_directory, read_jsonl, write_jsonl, write_text
 from mengya.run import Context, Outcome
-from mengya.settings import Recipe, Source
+from mengya.settings import CorpusSettings, Recipe, Source
+from mengya.stages import source_files
 
 
 def world_of_recipe(recipe: Recipe) -> Playground:
@@ -49,6 +53,41 @@ def _inputs(sources: list[Source], embedded: list[Document]) -> list[Input]:
     for source in sources:
         inputs += [ListInput(playground.SOURCE, embedded, source.rules)] if source.playground else file_inputs(source)
     return inputs
+
+
+def _evaluation_grams(settings: CorpusSettings, work: Path) -> Path | None:
+    """The 13-grams of the recipe's evaluation sets, made once for all that looks at them; None where it names none."""
+    if not settings.evaluation:
+        return None
+    file = work / "evaluation.npz"
+    if not file.exists():
+        tally = Counter[str]()
+        save_index({s.label: evaluation_grams(read_evaluation(s.path, tally=tally)) for s in settings.evaluation}, file)
+        say(f"corpus: {len(settings.evaluation)} evaluation sets of {tally['texts']:,} texts to keep out of training")
+    return file
+
+
+def _provenance(recipe: Recipe, counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record of each source: its files, licence, and what became of its records."""
+    records = []
+    for name, unit in (("documents", "documents"), ("conversations", "conversations"), ("preferences", "pairs")):
+        sources: dict[str, list[Source]] = {}
+        for source in getattr(recipe.corpus, name):
+            sources.setdefault(source.label, []).append(source)
+        for label, found in counts.get(name, {}).get("by_source", {}).items():
+            named = sources.get(label, [])
+            records.append(
+                source_record(
+                    label,
+                    dict.fromkeys(file for source in named for file in source_files(source)),
+                    unit=unit,
+                    read=found["read"],
+                    kept=found["kept"],
+                    dropped=found["dropped"],
+                    licence=next((source.licence for source in named if source.licence), None),
+                )
+            )
+    return records
 
 
 def _uses_playground(sources: list[Source]) -> bool:
@@ -96,24 +135,22 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
 
     planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
     work = context.directory / "work"
+    grams = _evaluation_grams(settings, work)
     with atomic_directory(context.directory / "documents") as directory:
         if settings.documents:  # without any, token files alone are trained on
             inputs = _inputs(settings.documents, [plant.document for plant in planted])
             counts["documents"], repairs = build_documents(
-                inputs, settings, recipe.seed, directory, work=work, rejects=rejects
+                inputs, settings, recipe.seed, directory, work=work, rejects=rejects, grams=grams
             )
     if planted:
         truth = {plant.document.origin: (plant.dirt, plant.of) for plant in planted if plant.dirt is not None}
         metrics |= _dirt_metrics(score_dedup(truth, all_drops(work)))
 
     held_out: dict[str, list[Record]] = {"conversations": [], "preferences": []}
+    balanced = {source.label for source in settings.preferences if source.balance_lengths}
     for name, kind, builder in (
         ("conversations", "conversation", build_conversations),
-        (
-            "preferences",
-            "preference",
-            partial(build_preferences, balanced={s.label for s in settings.preferences if s.balance_lengths}),
-        ),
+        ("preferences", "preference", partial(build_preferences, balanced=balanced)),
     ):
         sources: list[Source] = getattr(settings, name)
         embedded: list[Any] = []
@@ -124,7 +161,8 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
             if sources:
                 records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
                 copies = {source.label: source.copies for source in sources}
-                counts[name] = builder(records, settings, recipe.seed, directory, copies)
+                against = None if grams is None else Contamination(load_index(grams), settings.min_contaminated_grams)
+                counts[name] = builder(records, settings, recipe.seed, directory, copies, contamination=against)
             else:
                 write_jsonl(directory / "train.jsonl", [])
                 write_jsonl(directory / "validation.jsonl", [])
@@ -142,6 +180,8 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         write_jsonl(directory / "conversations.jsonl", conversations)
 
     shutil.rmtree(work, ignore_errors=True)
+    counts["provenance"] = _provenance(recipe, counts)
+    write_text(context.directory / "ATTRIBUTION.md", attribution({"counts": counts}))
     counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
     counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
     return Outcome(counts=counts, metrics=metrics)

@@ -1,0 +1,272 @@
+"""What each phase of building documents does with one task; `documents` runs them, and says what they are for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.pipeline.base import PipelineStep
+
+from mengya.corpus.blocks import Cleaner, PartsWriter, Reader
+from mengya.corpus.boilerplate import Boilerplate
+from mengya.corpus.contamination import Contamination, load_index
+from mengya.corpus.dedup import exact_key, find_duplicates, write_signatures
+from mengya.corpus.funnel import Drop
+from mengya.corpus.inputs import Input
+from mengya.corpus.parts import PartIndex, PartWriter, RowsWriter, list_parts, read_part, write_zst
+from mengya.corpus.records import Document, to_row
+from mengya.corpus.rules import too_short
+from mengya.corpus.split import in_validation
+from mengya.files import atomic_directory, atomic_path, write_json
+from mengya.settings import CorpusSettings
+
+DUPLICATES = "duplicates.npz"
+_KEY_SLICES = 16
+_BATCH = 500  # documents
+KINDS = ("", "exact_duplicate", "near_duplicate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every phase needs to know; it travels to the workers."""
+
+    work: Path
+    settings: CorpusSettings
+    seed: int
+    grams: Path | None = None
+    """npz of the evaluation sets' 13-grams, a set an array under its name; None where the recipe names no set."""
+
+    def contamination(self) -> Contamination | None:
+        """An empty count against the evaluation sets."""
+        if self.grams is None:
+            return None
+        return Contamination(load_index(self.grams), self.settings.min_contaminated_grams)
+
+    def clean_directory(self, task: int) -> Path:
+        return self.work / "clean" / f"{task:05d}"
+
+    @property
+    def cleaned(self) -> list[Path]:
+        return list_parts(self.work / "clean")
+
+    @property
+    def signed(self) -> list[Path]:
+        return list_parts(self.work / "sign")
+
+
+# --- clean ------------------------------------------------------------------------------------------------------------
+
+
+def clean_pipeline(task: int, job: Job, inputs: Sequence[Input]) -> list[PipelineStep]:
+    reader = Reader(inputs[task])
+    cleaner = Cleaner(job.settings.cleaning(inputs[task].rules))
+    return [reader, cleaner, PartsWriter(job.clean_directory(task), reader, cleaner, job.settings.part_characters)]
+
+
+class _OnPart(PipelineStep):
+    """A phase's function on the part of the task's number."""
+
+    type = "mengya"
+
+    def __init__(self, function: Any, job: Job) -> None:
+        self.name = function.__name__.strip("_").replace("_", " ")
+        super().__init__()
+        self.function, self.job = function, job
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        self.function(rank, self.job)
+        yield from ()
+
+
+def part_pipeline(task: int, function: Any, job: Job) -> list[PipelineStep]:
+    return [_OnPart(function, job)]
+
+
+# --- count ------------------------------------------------------------------------------------------------------------
+
+
+def count_lines(part: int, job: Job) -> None:
+    """How many of a part's documents each line stands in, copies left out: a text often copied is no boilerplate."""
+    with np.load(job.work / "first.npz") as found:
+        first = found["first"][PartIndex.of(job.cleaned).slice_of(part)]
+    counter = Boilerplate(job.settings.boilerplate_documents, job.settings.boilerplate_share)
+    for document, is_first in zip(read_part(job.cleaned[part]), first, strict=True):
+        if is_first:
+            counter.count(document.source, document.text)
+    with atomic_directory(job.work / "lines" / f"{part:05d}") as directory:
+        for number, (source, (documents, keys, counts)) in enumerate(sorted(counter.counts().items())):
+            np.savez(directory / f"{number}.npz", source=source, documents=documents, keys=keys, counts=counts)
+
+
+def find_firsts(job: Job) -> None:
+    """first.npz: bool over all cleaned documents, whether none before has the same canonical text."""
+    keys = np.concatenate([np.load(part.with_suffix(".key.npy")) for part in job.cleaned])
+    first = np.zeros(len(keys), dtype=bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    _save(job.work / "first.npz", first=first)
+
+
+def add_up_lines(job: Job) -> None:
+    """lines.npz: of each source the lines that may be boilerplate, counted over all parts.
+
+    A slice of the keys at a time, so that the lines of a large source need not fit in memory together.
+    """
+    by_source: dict[str, list[Path]] = {}
+    documents: Counter[str] = Counter()
+    for file in sorted((job.work / "lines").glob("*/*.npz")):
+        with np.load(file) as counted:
+            source = str(counted["source"])
+            by_source.setdefault(source, []).append(file)
+            documents[source] += int(counted["documents"])
+    arrays: dict[str, Any] = {}
+    for number, (source, files) in enumerate(sorted(by_source.items())):
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        for slice_number in range(_KEY_SLICES):
+            parts = []
+            for file in files:
+                with np.load(file) as counted:
+                    mine = counted["keys"] // np.uint64(2**64 // _KEY_SLICES) == slice_number
+                    parts.append((counted["keys"][mine], counted["counts"][mine]))
+            keys, inverse = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
+            counts = np.bincount(inverse, np.concatenate([counts for _, counts in parts]), len(keys)).astype(np.int64)
+            often = counts > job.settings.boilerplate_documents
+            kept.append((keys[often], counts[often]))
+        arrays |= {
+            f"{number}.source": source,
+            f"{number}.documents": documents[source],
+            f"{number}.keys": np.concatenate([keys for keys, _ in kept]),
+            f"{number}.counts": np.concatenate([counts for _, counts in kept]),
+        }
+    _save(job.work / "lines.npz", **arrays)
+
+
+def _boilerplate(job: Job) -> Boilerplate:
+    boilerplate = Boilerplate(job.settings.boilerplate_documents, job.settings.boilerplate_share)
+    with np.load(job.work / "lines.npz") as counted:
+        for number in range(len(counted.files) // 4):
+            boilerplate.restore(
+                str(counted[f"{number}.source"]),
+                int(counted[f"{number}.documents"]),
+                counted[f"{number}.keys"],
+                counted[f"{number}.counts"],
+            )
+    return boilerplate
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **arrays)
+
+
+# --- sign -------------------------------------------------------------------------------------------------------------
+
+
+def _leaks(documents: list[Document], contamination: Contamination | None) -> list[tuple[str, ...]]:
+    """The evaluation sets whose passages stand in each document."""
+    if contamination is None:
+        return [()] * len(documents)
+    return contamination.check([document.text for document in documents], [document.origin for document in documents])
+
+
+def strip_and_sign(part: int, job: Job) -> None:
+    """A part without its boilerplate and what evaluation sets hold, and the signatures of its documents."""
+    boilerplate, contamination = _boilerplate(job), job.contamination()
+    removed: Counter[str] = Counter()
+    drops: list[dict[str, Any]] = []
+    num_changed = 0
+    with atomic_directory(job.work / "sign" / f"{part:05d}") as directory:
+        with PartWriter(directory, part_characters=1 << 62) as writer:
+            documents = read_part(job.cleaned[part])
+            while batch := list(islice(documents, _BATCH)):
+                stripped: list[Document] = []
+                for document in batch:
+                    text, lines = boilerplate.strip(document.source, document.text)
+                    removed.update(lines)
+                    num_changed += bool(lines)
+                    if lines and too_short(text, job.settings):
+                        drops.append(asdict(Drop.of(document, "boilerplate")))
+                    else:
+                        stripped.append(replace(document, text=text))
+                for document, sets in zip(stripped, _leaks(stripped, contamination), strict=True):
+                    if sets and job.settings.remove_contaminated:
+                        drops.append(asdict(Drop.of(document, f"contaminated: {', '.join(sets)}")))
+                    else:
+                        writer.write(document)
+        if contamination:
+            contamination.save(directory / "contamination")
+        if writer.num_documents:
+            write_signatures((d.text for d in read_part(directory / "part-000.jsonl")), directory / "part-000")
+        write_zst(directory / "drops.jsonl.zst", drops)
+        report = {
+            "documents": writer.num_documents,
+            "characters": writer.num_characters,
+            "changed": num_changed,
+            "removed": dict(removed),
+        }
+        write_json(directory / "report.json", report)
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def compare(job: Job) -> None:
+    """duplicates.npz: the numbers of the documents that are copies, of which each is one, its kind and likeness."""
+    index = PartIndex.of(job.signed)
+    found = list(
+        find_duplicates(
+            [part.with_suffix("") for part in job.signed],
+            lambda number: index[number].text,
+            threshold=job.settings.near_duplicate_threshold,
+            directory=job.work / "compare",
+        )
+    )
+    found.sort(key=lambda duplicate: duplicate.index)
+    _save(
+        job.work / DUPLICATES,
+        index=np.array([duplicate.index for duplicate in found], dtype=np.int64),
+        of=np.array([duplicate.of for duplicate in found], dtype=np.int64),
+        kind=np.array([KINDS.index(duplicate.kind) for duplicate in found], dtype=np.int8),
+        similarity=np.array([duplicate.similarity for duplicate in found], dtype=np.float64),
+    )
+
+
+# --- write ------------------------------------------------------------------------------------------------------------
+
+
+def write_split(part: int, job: Job) -> None:
+    """A part's documents that are left, split, and its duplicates with the origin of their twin."""
+    index = PartIndex.of(job.signed)
+    numbers = index.slice_of(part)
+    with np.load(job.work / DUPLICATES) as found:
+        low, high = np.searchsorted(found["index"], (numbers.start, numbers.stop))
+        mine = {name: found[name][low:high] for name in found.files}
+    twins = {
+        int(number): (index[int(of)].origin, KINDS[kind], float(similarity))
+        for number, of, kind, similarity in zip(
+            mine["index"], mine["of"], mine["kind"], mine["similarity"], strict=True
+        )
+    }
+    counts = {"train": Counter[str](), "validation": Counter[str]()}
+    with atomic_directory(job.work / "write" / f"{part:05d}") as directory, ExitStack() as files:
+        writers = {
+            name: files.enter_context(RowsWriter(directory / f"{name}.jsonl.zst")) for name in (*counts, "drops")
+        }
+        for number, document in enumerate(read_part(job.signed[part]), numbers.start):
+            if number in twins:
+                origin, kind, similarity = twins[number]
+                writers["drops"].write(asdict(Drop.of(document, kind, origin, similarity)))
+                continue
+            held_out = in_validation(exact_key(document.text), job.settings.validation_fraction, job.seed)
+            split = "validation" if held_out else "train"
+            writers[split].write(to_row(document))
+            counts[split].update(
+                {f"documents {document.source}": 1, f"characters {document.source}": len(document.text)}
+            )
+        files.close()  # before the directory appears
+        write_json(directory / "report.json", {split: dict(count) for split, count in counts.items()})
