@@ -120,10 +120,12 @@ def _num_documents(job: Job, phase: str) -> int:
 def _note(
     name: str, result: PhaseResult, num_tasks: int, num_documents: int, speeds: dict[str, dict[str, float]]
 ) -> None:
-    """Say how fast a phase went; of one that was done before there is nothing to say."""
+    """Say how fast a phase went, unless it was done before, or is done before a line is read."""
     if not result.num_run:
         return
     speeds[name] = {"documents": num_documents, "seconds": round(result.seconds, 3)}
+    if result.seconds < 0.5:
+        return
     line = f"corpus: {name}: {num_documents:,} documents in {result.seconds:.1f} s"
     if result.num_run == num_tasks:
         line += f", {num_documents / max(result.seconds, 1e-9):,.0f} documents/s"
