@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mengya.report.overview import View
-from mengya.report.words import STEPS_AND_REASONS, shown
+from mengya.report.words import STEPS_AND_REASONS, TRANSFORMATIONS, shown
 
 _EXAMPLES_A_REASON = 3
 _EXCERPT_CHARACTERS = 240
@@ -54,7 +54,7 @@ def funnel(kind: str, counts: View, directory: Path) -> View | None:
         share = amounts.get(unit, 0) / whole if whole else 0.0
         return {
             "name": name,
-            "zh": STEPS_AND_REASONS.get(name, ""),
+            "zh": STEPS_AND_REASONS.get(name, name.replace("contaminated", "含评测题") if "contam" in name else ""),
             "count": f"{amounts.get(unit, 0):,.0f}",
             "characters": shown("characters", amounts["characters"]) if "characters" in amounts else "",
             "share": share,
@@ -72,6 +72,24 @@ def funnel(kind: str, counts: View, directory: Path) -> View | None:
         "widest_drop": max([amounts.get(unit, 0) / total_in for _, amounts in lost] or [0]) if total_in else 0,
         "sources": _sources(counts.get("by_source") or {}),
         "boilerplate": counts.get("boilerplate") or {},
+        "changed": [
+            {
+                "name": step,
+                "zh": TRANSFORMATIONS.get(step, ""),
+                "count": f"{found['documents']:,}",
+                "examples": found["examples"][:2],
+            }
+            for step, found in (counts.get("changed") or {}).items()
+        ],
+        "contamination": [
+            {
+                "name": name,
+                "count": f"{found['contaminated']:,}",
+                "touched": f"{found['touched']:,}",
+                "passages": [example["passage"] for example in found["examples"][:2]],
+            }
+            for name, found in (counts.get("contamination") or {}).get("sets", {}).items()
+        ],
         "has_characters": any("characters" in amounts for _, amounts in raw_steps),
     }
 

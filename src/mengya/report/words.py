@@ -160,6 +160,26 @@ STEPS_AND_REASONS = {
 """Chinese for the names of funnel steps, of reasons to drop or reject, and of reasons to prefer."""
 
 
+TRANSFORMATIONS = {
+    "mojibake": "修复乱码",
+    "control_characters": "控制字符",
+    "half_width": "全角转半角",
+    "entities": "HTML 实体",
+    "unicode": "Unicode 规范化",
+    "simplified": "繁体转简体",
+    "literal_newlines": "字面换行符",
+    "markup": "残留标记",
+    "reference_marks": "引用角标",
+    "full_width": "标点转全角",
+    "lost_icons": "丢失的图标",
+    "white_space": "空白",
+    "repeated_punctuation": "重复标点",
+    "repeated_paragraphs": "重复段落",
+    "personal_data": "个人信息脱敏",
+}
+"""Chinese for the names of cleaning's transformations."""
+
+
 @dataclass(frozen=True)
 class Value:
     """A measured number with its 95% interval and sample size, where they are known."""

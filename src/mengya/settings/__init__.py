@@ -1,0 +1,63 @@
+"""The recipe's sections as immutable models: one docstring a key, with its unit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mengya.settings.base import STAGE_NAMES, Fraction, Positive, PositiveFloat, Settings, StageName
+from mengya.settings.cleaning import RULE_SETS, CleaningSettings
+from mengya.settings.data import (
+    HOW_NOT_WHAT,
+    CorpusSettings,
+    EvaluationSet,
+    ExecutorSettings,
+    Identity,
+    PlaygroundSettings,
+    ShardsSettings,
+    SlurmSettings,
+    Source,
+    TokenizerSettings,
+)
+from mengya.settings.training import (
+    DPOSettings,
+    EvaluateSettings,
+    ModelSettings,
+    PairTrainSettings,
+    PPOSettings,
+    PretrainSettings,
+    RewardSettings,
+    SFTSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings", "EvaluateSettings",
+    "EvaluationSet", "ExecutorSettings", "Fraction", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings",
+    "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "SFTSettings",
+    "Settings", "ShardsSettings", "SlurmSettings", "Source", "StageName", "TokenizerSettings", "TrainSettings",
+]  # fmt: skip
+
+
+class Recipe(Settings):
+    name: str
+    """Names the run directory, runs/NAME."""
+    description: str = ""
+    seed: int = 1
+    stages: list[StageName] = list(STAGE_NAMES)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the hardware multiplies it natively, fp32 otherwise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+    """CPU threads; all cores when absent."""
+    identity: Identity = Identity()
+    playground: PlaygroundSettings = PlaygroundSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    shards: ShardsSettings = ShardsSettings()
+    model: ModelSettings = ModelSettings(preset="3m")
+    pretrain: PretrainSettings = PretrainSettings()
+    sft: SFTSettings = SFTSettings()
+    reward: RewardSettings = RewardSettings()
+    dpo: DPOSettings = DPOSettings()
+    ppo: PPOSettings = PPOSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()

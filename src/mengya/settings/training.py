@@ -1,0 +1,163 @@
+"""The model's shape, and how each stage trains and is measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
+
+
+class ModelSettings(Settings):
+    """A preset by name or size, or a shape said explicitly; explicit keys win over the preset."""
+
+    preset: str | None = None
+    """3m 7m 12m 26m 50m 0.1b 0.2b 1.1b (see `model.presets`)."""
+    width: Positive | None = None
+    num_layers: Positive | None = None
+    num_heads: Positive | None = None
+    num_kv_heads: Positive | None = None
+    head_width: Positive | None = None
+    ffn_width: Positive | None = None
+    max_positions: Positive | None = None
+    rope_theta: PositiveFloat | None = None
+    norm_epsilon: PositiveFloat | None = None
+    qk_norm: bool | None = None
+    tie_embeddings: bool | None = None
+    initializer_range: PositiveFloat | None = None
+
+
+class TrainSettings(Settings):
+    """What every training stage shares."""
+
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    """muon: Muon for the matrices inside the blocks and AdamW for the rest; adamw: AdamW for all."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate of AdamW."""
+    matrix_learning_rate: PositiveFloat = 0.02
+    """Peak rate of Muon."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    gradient_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    """Warm-up–stable–decay, cosine, or constant after warm-up."""
+    warmup_fraction: Fraction = 0.03
+    decay_fraction: Fraction = 0.4
+    """Share of the steps over which wsd falls linearly."""
+    final_fraction: Fraction = 0.05
+    """Last rate as a share of the peak."""
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+
+
+class PretrainSettings(TrainSettings):
+    optimizer: Literal["muon", "adamw"] = "muon"
+    tokens: Positive = 2_000_000
+    """Tokens to train on, in all."""
+    batch_tokens: Positive = 8192
+    """Tokens a step."""
+    micro_batch_tokens: Positive = 4096
+    """Tokens a backward."""
+    sequence_length: Positive = 256
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    """Epochs of a source in one epoch of the mixture, {source: 2.0}; 1 where it is not named."""
+    temperature: Annotated[float, Field(ge=1.0)] = 1.0
+    """Above 1, smaller sources come more often: shares ∝ tokens^(1/temperature)."""
+    evaluate_every: Positive = 200
+    """Steps between validation losses."""
+
+
+class SFTSettings(TrainSettings):
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    epochs: PositiveFloat = 2.0
+    batch_tokens: Positive = 8192
+    micro_batch_tokens: Positive = 4096
+    sequence_length: Positive = 256
+    """Longest conversation in tokens; longer ones lose whole leading turns."""
+    evaluate_every: Positive = 200
+
+
+class PairTrainSettings(TrainSettings):
+    """Stages that train on preference pairs."""
+
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    epochs: PositiveFloat = 1.0
+    batch_pairs: Positive = 64
+    micro_batch_pairs: Positive = 32
+    sequence_length: Positive = 256
+
+
+class RewardSettings(PairTrainSettings):
+    learning_rate: PositiveFloat = 3e-4
+
+
+class DPOSettings(PairTrainSettings):
+    beta: PositiveFloat = 0.1
+    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of labels believed to be flipped."""
+    nll_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
+
+
+class PPOSettings(TrainSettings):
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    learning_rate: PositiveFloat = 5e-5
+    value_learning_rate: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    schedule: Literal["wsd", "cosine", "constant"] = "constant"
+    steps: Positive = 40
+    """Rollouts; each is followed by `epochs` passes over it."""
+    batch_prompts: Positive = 128
+    """Prompts a rollout."""
+    epochs: Positive = 2
+    minibatches: Positive = 2
+    """Optimizer steps a pass."""
+    micro_batch_rows: Positive = 64
+    sequence_length: Positive = 256
+    """Prompt and answer together."""
+    max_new_tokens: Positive = 48
+    temperature: PositiveFloat = 1.0
+    kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.05
+    """Start value of the per-token penalty on log π/π_sft."""
+    kl_target: PositiveFloat | None = 2.0
+    """Nats an answer; the coefficient adapts towards it (Ziegler et al. 2019, §2.2). Absent: fixed coefficient."""
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    clip: PositiveFloat = 0.2
+    value_clip: PositiveFloat = 0.2
+    value_coefficient: PositiveFloat = 0.5
+    value_warmup_steps: int = 3
+    """Rollouts in which only the value model learns."""
+    missing_end_penalty: float = 1.0
+    """Subtracted (in units of the reward's standard deviation) from an answer that never ends."""
+    reward_clip: PositiveFloat = 4.0
+    """Whitened rewards are clipped to ± this."""
+    repetition_penalty: Annotated[float, Field(ge=0.0)] = 1.0
+    """Subtracted in full from an answer that is nothing but repetition, seen character by character."""
+    checkpoint_every: Positive = 10
+    evaluate_every: Positive = 10
+    """Rollouts between two looks of the guard at held-out prompts."""
+    max_kl: PositiveFloat = 12.0
+    """Nats an answer at which the guard stops."""
+
+
+class EvaluateSettings(Settings):
+    num_questions: Positive = 300
+    """Questions a kind."""
+    num_prompts: Positive = 200
+    """Prompts on which gold score, repetition, win rate and KL are measured."""
+    num_documents: Positive = 200
+    """Validation documents for bits per byte."""
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 128
+    samples: list[str] = []
+    """Prompts that every stage answers side by side in the report; chosen from the data when absent."""
