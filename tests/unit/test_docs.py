@@ -51,7 +51,8 @@ def commands_of(text: str) -> list[str]:
 def dependencies(group: str | None = None) -> list[str]:
     project = tomllib.loads(read("pyproject.toml"))["project"]
     found = project["dependencies"] if group is None else project["optional-dependencies"][group]
-    return [re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in found]
+    names = [re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in found]
+    return [name for name in names if name != "mengya"]  # a group that takes in others
 
 
 def groups() -> set[str]:
