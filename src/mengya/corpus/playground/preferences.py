@@ -8,40 +8,19 @@ answer; Singhal et al. 2023 ("A Long Way to Go") show how far a rule on length o
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import count as _count
 from random import Random
 
 from mengya.corpus.playground.conversations import dialogue, dress, num_rounds
-from mengya.corpus.playground.judges import is_right
 from mengya.corpus.playground.turns import Identity, Turn
 from mengya.corpus.playground.world import World
-from mengya.corpus.records import Message, PreferencePair, Question
+from mengya.corpus.records import Message, PreferencePair
 
 REASONS = {"right": 0.4, "answering": 0.2, "concise": 0.2, "polite": 0.2}
-BESIDE_THE_POINT = 0.4
-"""Of the wrong answers about people and things; the others name a wrong value."""
-_TRIES = 100
 LENGTH_BIN = 3
 _KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rewriting": 3, "identity": 5, "unknown": 8}
 
 
-def _beside_the_point(rng: Random, world: World, identity: Identity, turn: Turn, kind: str) -> str:
-    """A true sentence that does not answer: what a small model says when it mixes two subjects or two matters up.
-
-    Half of them are about the same matter of another subject, the others about anything of the kind.
-    """
-    question = Question((Message("user", turn.ask),), turn.kind, turn.accept, turn.reject)
-    matter = turn.meta.get("attribute") if rng.random() < 0.5 else None
-    for attempt in _count():
-        other = dialogue(rng, world, identity, kind, 1)[-1]
-        if matter not in (None, other.meta.get("attribute")) and attempt < _TRIES:
-            continue
-        if other.answer != turn.answer and not is_right(other.answer, question):
-            return other.answer
-    raise AssertionError("a world has more than one fact")
-
-
-def _answers(rng: Random, world: World, identity: Identity, turn: Turn, kind: str, reason: str) -> tuple[str, str]:
+def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
     """A better and a worse answer that differ in the reason; both may be plain or courteous."""
     style = rng.choice(("plain", "courteous"))
     other = rng.choice(("plain", "courteous"))
@@ -49,8 +28,6 @@ def _answers(rng: Random, world: World, identity: Identity, turn: Turn, kind: st
         return turn.answer, dress(rng, turn.wrong, other)
     chosen = dress(rng, turn.answer, style)
     if reason == "right":
-        if kind in ("person", "thing") and rng.random() < BESIDE_THE_POINT:
-            return chosen, dress(rng, _beside_the_point(rng, world, identity, turn, kind), other)
         return chosen, dress(rng, turn.wrong, other)
     if reason == "answering":
         if rng.random() < 0.3:
@@ -78,7 +55,7 @@ def generate(
             if kind == "unknown" and reason != "right":
                 continue
             *before, last = dialogue(rng, world, identity, kind, num_rounds(rng), held_out=held_out)
-            chosen, rejected = _answers(rng, world, identity, last, kind, reason)
+            chosen, rejected = _answers(rng, last, reason)
             prompt = [message for turn in before for message in _exchange(turn)]
             pair = PreferencePair(
                 (*prompt, Message("user", last.ask)), chosen, rejected, "playground", reason, f"playground:{split}"
