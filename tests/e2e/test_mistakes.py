@@ -279,7 +279,7 @@ def _mount(directory, size):
 def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or not _mount(disk, "2m"):
+    if os.geteuid() != 0 or not _mount(disk, "3m"):
         pytest.skip("a small disk of its own takes the right to mount one")
     try:
         stages = ("--stages", "corpus,tokenizer,shards,pretrain")

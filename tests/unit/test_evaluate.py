@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mengya.corpus.records import Cloze, Message, PreferencePair
+from mengya.corpus.records import Cloze, Document, Message, PreferencePair
 from mengya.data.shard_writer import write_shards
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import win_rate
@@ -19,7 +19,6 @@ from mengya.evaluate.likelihood import LN2, bits_per_byte, cloze_accuracy
 from mengya.evaluate.ngram import ngram_losses
 from mengya.evaluate.pairs import length_only_accuracy
 from mengya.evaluate.score import delta_table, mean, proportion, ratio
-from mengya.files import write_jsonl
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
@@ -210,9 +209,8 @@ def uniform():
 def test_bits_per_byte_of_a_uniform_model_are_log2_of_the_vocabulary_times_tokens_over_bytes(uniform, tmp_path):
     model, tokenizer = uniform
     texts = ["小明很高兴。", "小船在河边，" * 9, "a"]  # the second is longer than the model's 16 positions
-    rows = [{"text": text, "source": "ab"[n % 2], "origin": f"f:{n}"} for n, text in enumerate(texts)]
-    write_jsonl(tmp_path / "v.jsonl", rows)
-    write_shards(tmp_path / "v.jsonl", tokenizer, tmp_path / "t", name="validation", shard_tokens=1000, num_workers=1)
+    documents = [Document(text, "ab"[n % 2], f"f:{n}") for n, text in enumerate(texts)]
+    write_shards(documents, tokenizer, tmp_path / "t", name="validation", shard_tokens=1000, num_workers=1)
     shards = TokenShards(tmp_path / "t", "validation")
     found, by_source = bits_per_byte(model, shards, 3)
     num_tokens = [len(tokenizer.encode(text)) + 1 for text in texts]  # that the document ends is predicted too

@@ -8,7 +8,7 @@ INSTRUCTION = (
     Dataset(
         name="self-cognition",
         kind="conversation",
-        format="alpaca",
+        format="self_cognition",
         files=("*self_cognition*.json",),
         huggingface="Tongjilibo/self_cognition",
         licence=READ_THE_CARD,
