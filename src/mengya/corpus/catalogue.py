@@ -17,7 +17,7 @@ from mengya.corpus.catalogue_medicine import MEDICINE
 from mengya.corpus.catalogue_preference import PREFERENCES
 from mengya.corpus.catalogue_pretraining import PRETRAINING
 from mengya.corpus.dataset import Dataset
-from mengya.corpus.sources import list_files
+from mengya.corpus.sources import SOURCE_FILE, list_files
 from mengya.errors import UserError
 from mengya.files import read_json
 from mengya.settings import Source
@@ -25,7 +25,6 @@ from mengya.settings import Source
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {dataset.name: dataset for dataset in (*PRETRAINING, *INSTRUCTION, *MEDICINE, *PREFERENCES)}
 )
-SOURCE_FILE = "SOURCE.json"
 
 
 def data_home() -> Path:

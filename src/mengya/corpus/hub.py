@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from mengya.corpus.catalogue import SOURCE_FILE, read_source
+from mengya.corpus.catalogue import read_source
 from mengya.corpus.dataset import Dataset, matches
 from mengya.corpus.download import RemoteFile, open_url, retried, unreachable
+from mengya.corpus.sources import SOURCE_FILE
 from mengya.errors import UserError
 from mengya.files import sha256
 

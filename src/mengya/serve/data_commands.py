@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from mengya.console import Progress, say
-from mengya.corpus.catalogue import DATASETS, SOURCE_FILE, data_home, find, how_to_get, read_source
+from mengya.corpus.catalogue import DATASETS, data_home, find, how_to_get, read_source
 from mengya.corpus.dataset import Dataset
 from mengya.corpus.download import RemoteFile, fetch
 from mengya.corpus.hub import Listing, list_dataset
+from mengya.corpus.sources import SOURCE_FILE
 from mengya.errors import UserError
 from mengya.files import write_json
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mengya.settings import TrainSettings
+from mengya.train.muon import Muon
 
 
 class Optimizer:
@@ -36,9 +37,7 @@ class Optimizer:
         self.optimizers: list[torch.optim.Optimizer] = [adamw]
         if chosen:
             self.optimizers.append(
-                torch.optim.Muon(
-                    matrices, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay, momentum=0.95
-                )
+                Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay, momentum=0.95)
             )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
