@@ -277,7 +277,7 @@ def data_check(
     files: Annotated[list[Path], typer.Argument(help="files to be read as a recipe would", show_default=False)],
 ) -> None:
     """Say how files of your own would be read: encoding, format, columns, and rows that would be refused."""
-    from mengya.serve.check_data import check_files  # type: ignore[import-not-found,unused-ignore]
+    from mengya.serve.check_data import check_files
 
     raise typer.Exit(check_files(files) or 0)
 

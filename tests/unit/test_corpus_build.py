@@ -268,3 +268,18 @@ def test_the_score_counts_misses_and_false_alarms() -> None:
     assert score["num_near_duplicates_planted"] == 1
     assert score["near_duplicate_precision"] == 0.5
     assert score_dedup({}, [])["near_duplicate_precision"] is None
+
+
+def test_what_boilerplate_leaves_is_judged_by_the_rules_of_its_source(tmp_path: Path) -> None:
+    notice = "版权声明：转载请注明出处，谢谢合作。"
+    rest = [f"第{HAN[n]}日无事可记" for n in range(30)]
+    documents = [Document(f"{text}\n{notice}", "diary", f"d:{n}") for n, text in enumerate(rest)]
+    manifest, _ = build_documents(
+        [ListInput("diary", documents, {"min_han": 5})],
+        SETTINGS,
+        0,
+        tmp_path,
+        work=tmp_path / "work",
+        rejects=Rejects(),
+    )
+    assert manifest["kept"]["documents"] == 30, "seven characters are enough for this source"

@@ -7,7 +7,7 @@ What a block counted is in its `report` when its documents have run through.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from mengya.corpus.clean import clean_batch
 from mengya.corpus.dedup import exact_key
 from mengya.corpus.funnel import EXCERPT, Drop
 from mengya.corpus.inputs import Input
-from mengya.corpus.parts import PartWriter, write_zst
+from mengya.corpus.parts import PartWriter, RowsWriter
 from mengya.corpus.records import Document
 from mengya.corpus.streams import Rejects
 from mengya.files import atomic_directory, write_json
@@ -53,14 +53,14 @@ class Reader(PipelineStep):
 
 
 class Cleaner(PipelineStep):
-    """Documents as `clean.clean` leaves them, without those that a rule drops; these are in `drops`."""
+    """Documents as `clean.clean` leaves them, without those that a rule drops; `on_drop` is told of each of these."""
 
     type, name = "filter", "mengya cleaner"
 
     def __init__(self, rules: CleaningSettings) -> None:
         super().__init__()
         self.rules = rules
-        self.drops: list[dict[str, Any]] = []
+        self.on_drop: Callable[[dict[str, Any]], None] = lambda row: None
         self.num_read: Counter[str] = Counter()  # by source
         self.read_characters = self.normal_characters = 0
         self.changed: Counter[str] = Counter()
@@ -79,7 +79,7 @@ class Cleaner(PipelineStep):
                     self.stat_update(f"dropped {result.reason}")
                     source = document.metadata["source"]
                     excerpt = result.text[:EXCERPT]
-                    self.drops.append(asdict(Drop(document.id, source, result.reason, len(result.text), excerpt)))
+                    self.on_drop(asdict(Drop(document.id, source, result.reason, len(result.text), excerpt)))
                 else:
                     document.text = result.text
                     yield document
@@ -121,11 +121,14 @@ class PartsWriter(PipelineStep):
 
     def run(self, data: Documents | None, rank: int = 0, world_size: int = 1) -> Iterator[TroveDocument]:
         with atomic_directory(self.directory) as directory:
-            with PartWriter(directory, self.part_characters, exact_key) as writer:
+            with (
+                RowsWriter(directory / "drops.jsonl.zst") as drops,
+                PartWriter(directory, self.part_characters, exact_key) as writer,
+            ):
+                self.cleaner.on_drop = drops.write  # as they come: of a bad file there are more than memory holds
                 for document in data or ():
                     self.stat_update("documents")
                     writer.write(Document(document.text, document.metadata["source"], document.id))
-            write_zst(directory / "drops.jsonl.zst", self.cleaner.drops)
             report = {**self.reader.report, **self.cleaner.report, "kept_characters": writer.num_characters}
             write_json(directory / "report.json", report)
         yield from ()

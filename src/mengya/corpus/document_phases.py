@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mengya.corpus.records import Document, to_row
 from mengya.corpus.rules import too_short
 from mengya.corpus.split import in_validation
 from mengya.files import atomic_directory, atomic_path, write_json
-from mengya.settings import CorpusSettings
+from mengya.settings import CleaningSettings, CorpusSettings
 
 DUPLICATES = "duplicates.npz"
 _KEY_SLICES = 16
@@ -41,6 +41,9 @@ class Job:
     seed: int
     grams: Path | None = None
     """npz of the evaluation sets' 13-grams, a set an array under its name; None where the recipe names no set."""
+
+    rules: Mapping[str, CleaningSettings] = field(default_factory=dict)
+    """How each source is cleaned, by its name."""
 
     def contamination(self) -> Contamination | None:
         """An empty count against the evaluation sets."""
@@ -189,7 +192,7 @@ def strip_and_sign(part: int, job: Job) -> None:
                     text, lines = boilerplate.strip(document.source, document.text)
                     removed.update(lines)
                     num_changed += bool(lines)
-                    if lines and too_short(text, job.settings):
+                    if lines and too_short(text, job.rules.get(document.source, job.settings)):
                         drops.append(asdict(Drop.of(document, "boilerplate")))
                     else:
                         stripped.append(replace(document, text=text))

@@ -66,7 +66,8 @@ def build_documents(
     "speeds" {phase: {"documents", "seconds"}}. UserError when nothing is left, nothing is held out, or too much could
     not be read. `all_drops(work)` gives every drop until `work` is removed.
     """
-    job = Job(work, settings, seed, grams)
+    rules = {source.source: settings.cleaning(source.rules) for source in inputs}
+    job = Job(work, settings, seed, grams, rules)
     speeds: dict[str, dict[str, float]] = {}
 
     def phase(name: str, pipeline_of: Any, num_tasks: int) -> None:
@@ -88,7 +89,7 @@ def build_documents(
         repairs.update(report["repairs"])
     rejects.check(settings.max_reject_share)  # before hours are spent on what is left
     if job.cleaned:
-        if not (work / "lines.npz").exists():
+        if not (work / "first.npz").exists():
             find_firsts(job)
         phase("count", partial(part_pipeline, function=count_lines, job=job), len(job.cleaned))
         once("add up", "lines.npz", add_up_lines)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mengya.console import say
-from mengya.corpus import playground
+from mengya.corpus import catalogue, playground
 from mengya.corpus.build import build_conversations, build_preferences
 from mengya.corpus.contamination import Contamination, evaluation_grams, load_index, save_index
 from mengya.corpus.documents import all_drops, build_documents
@@ -27,10 +27,9 @@ from mengya.corpus.records import Document, Record, to_row
 from mengya.corpus.sources import Rejects
 from mengya.errors import UserError
 from mengya.evaluate.score import proportion
-from mengya.files import atomic_directory, read_jsonl, write_jsonl, write_text
+from mengya.files import atomic_directory, read_json, read_jsonl, write_jsonl, write_text
 from mengya.run import Context, Outcome
 from mengya.settings import CorpusSettings, Recipe, Source
-from mengya.stages import source_files
 
 
 def world_of_recipe(recipe: Recipe) -> Playground:
@@ -67,8 +66,8 @@ def _evaluation_grams(settings: CorpusSettings, work: Path) -> Path | None:
     return file
 
 
-def _provenance(recipe: Recipe, counts: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record of each source: its files, licence, and what became of its records."""
+def _provenance(recipe: Recipe, counts: dict[str, Any], hashes: dict[str, str]) -> list[dict[str, Any]]:
+    """A record of each source: the files that were read, with their `hashes`, licence, and what became of its records."""
     records = []
     for name, unit in (("documents", "documents"), ("conversations", "conversations"), ("preferences", "pairs")):
         sources: dict[str, list[Source]] = {}
@@ -79,11 +78,14 @@ def _provenance(recipe: Recipe, counts: dict[str, Any]) -> list[dict[str, Any]]:
             records.append(
                 source_record(
                     label,
-                    dict.fromkeys(file for source in named for file in source_files(source)),
+                    dict.fromkeys(
+                        f for source in named if not source.playground for f in catalogue.source_files(source)
+                    ),
                     unit=unit,
                     read=found["read"],
                     kept=found["kept"],
                     dropped=found["dropped"],
+                    hashes=hashes,
                     licence=next((source.licence for source in named if source.licence), None),
                 )
             )
@@ -179,11 +181,12 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         conversations = read_jsonl(context.directory / "conversations" / "validation.jsonl")
         write_jsonl(directory / "conversations.jsonl", conversations)
 
-    shutil.rmtree(work, ignore_errors=True)
-    counts["provenance"] = _provenance(recipe, counts)
+    hashes = read_json(context.directory / "started.json")["inputs"]  # made when the stage began
+    counts["provenance"] = _provenance(recipe, counts, hashes)
     write_text(context.directory / "ATTRIBUTION.md", attribution({"counts": counts}))
     counts |= {"rejects": dict(rejects.counts), "rows": rejects.num_rows, "repairs": dict(repairs)}
     counts |= {"encodings": dict(rejects.encodings), "playground": asdict(world)}
+    shutil.rmtree(work, ignore_errors=True)  # last: until here an interruption loses none of it
     return Outcome(counts=counts, metrics=metrics)
 
 
