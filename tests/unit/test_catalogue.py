@@ -16,7 +16,7 @@ from mengya.corpus import catalogue
 from mengya.corpus.catalogue import DATASETS, completed, find, source_files
 from mengya.corpus.dataset import matches
 from mengya.corpus.formats import FORMATS, convert, guess_format
-from mengya.corpus.gather import read_source
+from mengya.corpus.inputs import file_inputs
 from mengya.corpus.sources import Rejects, read_rows
 from mengya.corpus.turns import FormatError
 from mengya.errors import UserError
@@ -190,7 +190,8 @@ def put(home, name, files, complete=True):
 
 
 def gathered(source, kind="conversation"):
-    records = read_source(source, kind, Identity(), Rejects(), Counter())
+    inputs = file_inputs(source, kind, Identity())
+    records = [record for part in inputs for record in part.read(Rejects(), Counter())]
     return [(record.messages[0].content, record.messages[1].content) for record in records]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from mengya.corpus.contamination import Contamination, evaluation_grams, load_in
 from mengya.corpus.documents import all_drops, build_documents
 from mengya.corpus.evaluation_sets import read_evaluation
 from mengya.corpus.funnel import score_dedup
-from mengya.corpus.gather import Kind, read_source
-from mengya.corpus.inputs import Input, ListInput, file_inputs
+from mengya.corpus.inputs import Input, Kind, ListInput, file_inputs
 from mengya.corpus.playground import Playground
 from mengya.corpus.provenance import attribution, source_record
 from mengya.corpus.records import Document, Record, to_row
@@ -40,10 +38,12 @@ def world_of_recipe(recipe: Recipe) -> Playground:
 def _records(
     sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe, rejects: Rejects, repairs: Counter[str]
 ) -> Iterator[Any]:
-    return chain.from_iterable(
-        embedded if source.playground else read_source(source, kind, recipe.identity, rejects, repairs)
-        for source in sources
-    )
+    for source in sources:
+        if source.playground:
+            yield from embedded
+            continue
+        for part in file_inputs(source, kind, recipe.identity):
+            yield from part.read(rejects, repairs)
 
 
 def _inputs(sources: list[Source], embedded: list[Document]) -> list[Input]:
