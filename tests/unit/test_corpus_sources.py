@@ -150,7 +150,7 @@ def test_origin_names_the_line_on_which_a_row_begins(tmp_path: Path) -> None:
     assert [origin.rpartition(":")[2] for origin, _ in read_rows(array, Rejects())] == ["2", "4", "6"]
 
 
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_other_encodings_are_recognised_and_announced(tmp_path: Path, encoding: str) -> None:
     for name, content in (("a.jsonl", LINES), ("a.json", json.dumps(ROWS, ensure_ascii=False))):
         rows, rejects = read(put(tmp_path / name, content.encode(encoding)))

@@ -232,7 +232,7 @@ class TextStream:
 
 
 def _sniff_encoding(head: bytes) -> tuple[str, bytes]:
-    """(encoding, its byte order mark): the mark decides; else GB18030 when half of what is not ASCII is no UTF-8.
+    """(encoding, its byte order mark): the mark decides, or UTF-16 without one; else GB18030 when half of what is not ASCII is no UTF-8.
 
     A few broken bytes do not turn a UTF-8 file into GB18030: nearly every Chinese character of GB18030 is an error in
     UTF-8, so the two cases lie far apart.
@@ -240,6 +240,12 @@ def _sniff_encoding(head: bytes) -> tuple[str, bytes]:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding, mark
+    # Without a mark UTF-16 shows itself by two ASCII characters at the beginning, as JSON and CSV have (RFC 4627, 3).
+    first = head[:4]
+    if len(first) == 4 and all(first[::2]) and not any(first[1::2]):
+        return "utf-16-le", b""
+    if len(first) == 4 and all(first[1::2]) and not any(first[::2]):
+        return "utf-16-be", b""
     num_high_bytes = len(head.translate(None, bytes(range(128))))
     num_errors = head.decode("utf-8", "replace").count("\ufffd")
     if num_errors > 2 and num_errors * 2 >= num_high_bytes:

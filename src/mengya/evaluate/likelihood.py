@@ -19,6 +19,12 @@ from mengya.tokenizer.encode import ChatTokenizer
 
 LN2 = 0.6931471805599453
 _TOKENS_A_BATCH = 16_384
+_LOGITS_A_BATCH = 2**27
+"""Half a gigabyte of float32, of which a log-softmax holds a few at a time: a vocabulary of 65,000 took 9 GB."""
+
+
+def _tokens_a_batch(model: Transformer) -> int:
+    return min(_TOKENS_A_BATCH, _LOGITS_A_BATCH // model.config.vocab_size)
 
 
 @torch.inference_mode()
@@ -32,7 +38,7 @@ def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], start
     found = [0.0] * len(sequences)
     while order:
         longest = len(sequences[order[-1]])
-        rows = order[-max(1, _TOKENS_A_BATCH // longest) :]
+        rows = order[-max(1, _tokens_a_batch(model) // longest) :]
         del order[-len(rows) :]
         ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
         completion_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -49,9 +55,8 @@ def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], start
 def packed_loss(model: Transformer, examples: Examples, row_length: int) -> float:
     """Mean −log p of all targets of `examples`, in nats, packed into rows just as in training."""
     loss, count = 0.0, 0
-    for batch in one_pass(
-        examples, row_length=row_length, micro_batch_rows=_TOKENS_A_BATCH // row_length + 1, pad_id=0
-    ):
+    rows = _tokens_a_batch(model) // row_length + 1
+    for batch in one_pass(examples, row_length=row_length, micro_batch_rows=rows, pad_id=0):
         terms = next_token_loss(model, batch.to(model.output_weight_VC.device))
         loss, count = loss + terms.loss_sum.item(), count + terms.count
     return loss / max(1, count)
