@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import yaml
+from recipe_runs import metrics, run
 
 WIDTHS = ((2e6, 128), (5e6, 192), (12e6, 256), (30e6, 384), (1e18, 512))
 """Width of a model up to so many parameters, as in the presets; heads are 64 wide."""
@@ -30,17 +28,6 @@ def shape(budget: float, vocab_size: int) -> dict[str, int]:
     layer = 4 * width * width + 3 * width * ffn_width + 2 * width
     num_layers = max(1, round((budget - vocab_size * width) / layer))
     return {"width": width, "num_layers": num_layers, "num_heads": width // 64, "ffn_width": ffn_width, "layer": layer}
-
-
-def run(recipe: dict, directory: Path) -> None:
-    file = directory.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "mengya", "run", str(file), "--out", str(directory)], check=True)
-
-
-def metrics(directory: Path, stage: str) -> dict[str, float]:
-    found = json.loads((directory / stage / "manifest.json").read_text(encoding="utf-8"))["metrics"]
-    return {name: value["value"] if isinstance(value, dict) else value for name, value in found.items()}
 
 
 def main() -> None:
