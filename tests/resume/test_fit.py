@@ -19,6 +19,7 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.terms import Terms
 from mengya.rl import ppo
+from mengya.rl.align import align
 from mengya.rl.guard import Look
 from mengya.settings import PPOSettings, SFTSettings
 from mengya.tokenizer.encode import ChatTokenizer
@@ -338,7 +339,8 @@ def _train_ppo(directory, stop_at=None):
         score = float(policy.state_dict()["model.norm.weight"].double().sum())
         return Look(step, score, 0.0, 0.5, 0.0)
 
-    totals = ppo.train_ppo(actors, tokenizer, PROMPTS, PPO, look=look, directory=directory, world=WORLD, seed=1)
+    algorithm = ppo.PPO(actors, tokenizer, PROMPTS, PPO, world=WORLD, seed=1)
+    totals = align(algorithm, PPO, look=look, directory=directory, world=WORLD)
     return actors.policy.state_dict(), totals
 
 

@@ -22,6 +22,7 @@ from mengya.evaluate.score import delta_table, mean, proportion, ratio
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
+from mengya.settings import GuardSettings
 
 # ---------------------------------------------------------------------------------------------------------- intervals
 
@@ -242,12 +243,15 @@ def test_a_cloze_is_won_by_probability_a_byte_never_by_length(uniform):
 # ------------------------------------------------------------------------------------------------------------- guard
 
 
-def _look(step, score, repetition=0.1, end_rate=0.9, kl=1.0):
-    return Look(step, score, repetition, end_rate, kl)
+ALLOWED = GuardSettings(max_kl=10, patience=2)
+
+
+def _look(step, score, repetition=0.1, end_rate=0.9, kl=1.0, **more):
+    return Look(step, score, repetition, end_rate, kl, **more)
 
 
 def test_the_guard_keeps_the_best_look():
-    guard = Guard(max_kl=10)
+    guard = Guard(ALLOWED)
     assert [guard.see(_look(step, score)) for step, score in enumerate([0.3, 0.5, 0.4, 0.6, 0.6])] == [
         True,
         True,
@@ -261,7 +265,7 @@ def test_the_guard_keeps_the_best_look():
 
 
 def test_the_guard_hands_back_what_it_was_given_when_nothing_is_better():
-    guard = Guard(max_kl=10)
+    guard = Guard(ALLOWED)
     for step, score in enumerate([0.5, 0.5, 0.2]):
         guard.see(_look(step, score))
     assert guard.best.step == 0
@@ -269,17 +273,19 @@ def test_the_guard_hands_back_what_it_was_given_when_nothing_is_better():
 
 
 @pytest.mark.parametrize(
-    "bought", [{"repetition": 0.12}, {"end_rate": 0.87}, {"kl": 10.1}], ids=["repeats", "never ends", "drifts"]
+    "bought",
+    [{"repetition": 0.12}, {"end_rate": 0.87}, {"kl": 10.1}, {"refusals": 0.02}],
+    ids=["repeats", "never ends", "drifts", "declines"],
 )
 def test_a_score_bought_by_repeating_never_ending_or_drifting_does_not_count(bought):
-    guard = Guard(max_kl=10)
+    guard = Guard(ALLOWED)
     guard.see(_look(0, 0.3))
     assert not guard.see(_look(10, 0.9, **bought))
     assert guard.see(_look(20, 0.4)), "an honest improvement still does"
 
 
 def test_a_gain_within_its_error_is_no_gain():
-    guard = Guard(max_kl=10)
+    guard = Guard(ALLOWED)
     guard.see(_look(0, 0.5))
     assert not guard.see(Look(10, 0.52, 0.0, 1.0, 0.0, error=0.03))
     assert guard.see(Look(20, 0.54, 0.0, 1.0, 0.0, error=0.03))
@@ -287,7 +293,7 @@ def test_a_gain_within_its_error_is_no_gain():
 
 
 def test_the_guard_stops_at_max_kl_and_only_there():
-    guard = Guard(max_kl=10)
+    guard = Guard(ALLOWED)
     guard.see(_look(0, 0.3, kl=0))
     assert guard.stop_reason() is None
     guard.see(_look(10, 0.1, kl=9.9))
@@ -296,8 +302,21 @@ def test_the_guard_stops_at_max_kl_and_only_there():
     assert "10.5 nats" in guard.stop_reason()
 
 
+def test_the_guard_stops_when_the_judges_fall_while_the_reward_rises():
+    guard = Guard(ALLOWED)
+    guard.see(_look(0, 0.5))
+    guard.see(_look(10, 0.4, error=0.05, reward=0.1))
+    assert guard.stop_reason() is None, "once may be chance"
+    guard.see(_look(20, 0.47, error=0.05, reward=0.2))
+    assert guard.stop_reason() is None, "within its error"
+    guard.see(_look(30, 0.4, error=0.05, reward=0.3))
+    guard.see(_look(40, 0.4, error=0.05, reward=0.4))
+    assert "2 looks in a row, while the training reward rose" in guard.stop_reason()
+    assert guard.best.step == 0
+
+
 def test_the_guards_state_survives_a_resume():
-    guard, again = Guard(max_kl=10), Guard(max_kl=10)
+    guard, again = Guard(ALLOWED), Guard(ALLOWED)
     for step, score in enumerate([0.3, 0.5, 0.4]):
         guard.see(_look(step, score))
     again.load_state(guard.state())

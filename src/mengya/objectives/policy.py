@@ -1,4 +1,4 @@
-"""Proximal policy optimisation on answers: advantages and the clipped losses (B rows, T answer tokens).
+"""Policy optimisation on answers, PPO and GRPO: advantages and the clipped losses (B rows, T answer tokens).
 
 `mask_BT` is True on the answer's tokens, its end token included; everything outside it is ignored.
 """
@@ -43,12 +43,46 @@ def whiten(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return (x_BT - inside_N.mean()) / scale * mask_BT
 
 
-def policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
-    """Σ −min(ρ A, clip(ρ, 1±ε) A) over the answer's tokens, ρ = π/π_old (Schulman et al. 2017, eq. 7)."""
+def clipped_losses(
+    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, clip: float, clip_high: float | None = None
+) -> Tensor:
+    """−min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) of every token, (B, T), ρ = π/π_old (Schulman et al. 2017, eq. 7).
+
+    A higher upper bound lets unlikely tokens grow (Yu et al. 2025, "DAPO", eq. 10); without one both bounds are `clip`.
+    """
     ratio_BT = (logps_BT - old_logps_BT).exp()
     unclipped_BT = ratio_BT * advantages_BT
-    clipped_BT = ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT
-    return -(torch.minimum(unclipped_BT, clipped_BT) * mask_BT).sum()
+    clipped_BT = ratio_BT.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high)) * advantages_BT
+    return -torch.minimum(unclipped_BT, clipped_BT)
+
+
+def policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
+    """Σ of the clipped losses over the answer's tokens."""
+    return (clipped_losses(logps_BT, old_logps_BT, advantages_BT, clip) * mask_BT).sum()
+
+
+def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) of every token by the k3 estimator, (B, T): e^d − 1 − d with d = log π_ref − log π.
+
+    Unbiased and never negative (Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4).
+    """
+    d_BT = reference_logps_BT - logps_BT
+    return d_BT.exp() - 1 - d_BT
+
+
+def group_advantages(rewards_PG: Tensor, valid_PG: Tensor, *, divide_by_deviation: bool) -> Tensor:
+    """(P, G): the reward of each of G answers to a prompt less their mean, by their standard deviation or not.
+
+    Shao et al. 2024 ("DeepSeekMath"), §4.1.2; without the division Liu et al. 2025 ("Dr. GRPO"). Answers that are not
+    valid have no reward: they count for nothing, and their advantage is 0.
+    """
+    num_valid_P1 = valid_PG.sum(1, keepdim=True).clamp_min(1)
+    mean_P1 = (rewards_PG * valid_PG).sum(1, keepdim=True) / num_valid_P1
+    advantages_PG = (rewards_PG - mean_P1) * valid_PG
+    if divide_by_deviation:
+        deviation_P1 = (advantages_PG.square().sum(1, keepdim=True) / num_valid_P1).sqrt()
+        advantages_PG = advantages_PG / deviation_P1.clamp_min(1e-6)
+    return advantages_PG
 
 
 def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:

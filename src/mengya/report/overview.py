@@ -12,7 +12,7 @@ from mengya.settings import STAGE_NAMES
 View = dict[str, Any]
 """What the template shows of one thing: plain values and escaped text."""
 
-_CHAT_STAGES = ("ppo", "dpo", "sft", "pretrain")
+_CHAT_STAGES = ("grpo", "ppo", "dpo", "sft", "pretrain")
 
 
 def stages(run: Run) -> list[View]:

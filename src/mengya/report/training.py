@@ -30,6 +30,7 @@ _PANELS: dict[str, list[tuple[str, ...]]] = {
     "reward": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
     "dpo": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
     "ppo": [("reward",), ("guard_score",)],
+    "grpo": [("reward",), ("guard_score",)],
 }
 """The large panels of a stage, each a group of columns of metrics.jsonl; every other column gets a small one."""
 

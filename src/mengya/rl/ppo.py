@@ -1,4 +1,4 @@
-"""PPO on answers: rollout → rewards → advantages → clipped updates, resumable between rollouts.
+"""PPO on answers: rollout → rewards → advantages → clipped updates.
 
 The order and the details follow Ouyang et al. 2022 and Huang et al. 2024 ("The N+ Implementation Details of RLHF with
 PPO"): sampled (never greedy) rollouts, per-token KL in the reward, whitened advantages, a value model of its own that
@@ -8,32 +8,29 @@ starts from the reward model, missing-end penalty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mengya.console import MetricsLog, Progress, say
 from mengya.corpus.records import Message
-from mengya.errors import Interrupted
 from mengya.evaluate.answers import SAMPLED, Answers, answer
 from mengya.generate.sampling import Sampling
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.objectives import policy as maths
 from mengya.objectives.terms import Terms
-from mengya.rl.guard import Guard, Look
+from mengya.rl.align import stream_of_prompts
 from mengya.rl.rewards import Scale, combine, reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
 from mengya.settings import PPOSettings
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.loop import deferred_signals, optimizer_step, select
+from mengya.train.loop import optimizer_step, select
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
-from mengya.train.state import Checkpoints, TrainState, random_state, set_random_state
 
 
 @dataclass
@@ -48,25 +45,10 @@ class Actors:
 
 @dataclass
 class Progressed:
-    """All that changes from rollout to rollout besides weights."""
+    """What changes from rollout to rollout besides weights."""
 
-    step: int = 0
     kl_coefficient: float = 0.0
     scale: Scale | None = None
-    totals: dict[str, float] = field(default_factory=lambda: {"answer_tokens": 0.0, "skipped_steps": 0.0})
-
-
-def prompts_of_step(num_prompts: int, batch: int, step: int, seed: int) -> list[int]:
-    """Indices of the prompts of rollout `step`: a fresh shuffle each time through, a function of (seed, step) only."""
-    chosen: list[int] = []
-    position = step * batch
-    while len(chosen) < batch:
-        epoch, offset = divmod(position, num_prompts)
-        order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        taken = order[offset : offset + batch - len(chosen)].tolist()
-        chosen += taken
-        position += len(taken)
-    return chosen
 
 
 @torch.no_grad()
@@ -132,129 +114,87 @@ def value_objective(clip: float, coefficient: float) -> Callable[[Any, Any], Ter
     return objective
 
 
-def train_ppo(
-    actors: Actors,
-    tokenizer: ChatTokenizer,
-    prompts: Sequence[Sequence[Message]],
-    settings: PPOSettings,
-    *,
-    look: Callable[[Transformer, int], Look],
-    directory: Path,
-    world: World,
-    seed: int,
-) -> dict[str, Any]:
-    """Train `actors.policy` in place and leave in it the guard's choice; totals, looks and the verdict.
+class PPO:
+    """The algorithm as `align` runs it: four models, two optimizers, and what changes from rollout to rollout."""
 
-    `look(policy, step)` measures the policy on held-out prompts. Resumes from the newest checkpoint under `directory`.
-    """
-    policy_optimizer = Optimizer(actors.policy, settings)
-    value_optimizer = Optimizer(actors.values, settings, settings.value_learning_rate)
-    checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
-    guard = Guard(settings.max_kl)
-    progressed = Progressed(kl_coefficient=settings.kl_coefficient)
-    best = {name: value.clone() for name, value in actors.policy.state_dict().items()}
+    def __init__(
+        self,
+        actors: Actors,
+        tokenizer: ChatTokenizer,
+        prompts: Sequence[Sequence[Message]],
+        settings: PPOSettings,
+        *,
+        world: World,
+        seed: int,
+    ) -> None:
+        self.actors, self.policy = actors, actors.policy
+        self.tokenizer, self.prompts, self.settings = tokenizer, prompts, settings
+        self.world, self.seed = world, seed
+        self.policy_optimizer = Optimizer(actors.policy, settings)
+        self.value_optimizer = Optimizer(actors.values, settings, settings.value_learning_rate)
+        self.progressed = Progressed(kl_coefficient=settings.kl_coefficient)
+        self.totals: dict[str, float] = {"answer_tokens": 0.0, "skipped_steps": 0.0}
 
-    def snapshot() -> TrainState:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         parts = {
-            "policy/": actors.policy.state_dict(),
-            "values/": actors.values.state_dict(),
-            "best/": best,
-            "policy_optimizer/": policy_optimizer.state_tensors(),
-            "value_optimizer/": value_optimizer.state_tensors(),
+            "policy/": self.policy.state_dict(),
+            "values/": self.actors.values.state_dict(),
+            "policy_optimizer/": self.policy_optimizer.state_tensors(),
+            "value_optimizer/": self.value_optimizer.state_tensors(),
         }
         tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
-        assert progressed.scale is not None
-        numbers = {
-            "kl_coefficient": progressed.kl_coefficient,
-            "scale": [progressed.scale.mean, progressed.scale.deviation],
-            "totals": progressed.totals,
-            "guard": guard.state(),
+        scale = self.progressed.scale
+        assert scale is not None, "a checkpoint comes after a rollout"
+        return tensors, {
+            "kl_coefficient": self.progressed.kl_coefficient,
+            "scale": [scale.mean, scale.deviation],
         }
-        return TrainState(progressed.step, tensors | random_state(), numbers)
 
-    state = checkpoints.latest(say)
-    if state is not None:
-        actors.policy.load_state_dict(select(state.tensors, "policy/"))
-        actors.values.load_state_dict(select(state.tensors, "values/"))
-        best = select(state.tensors, "best/")
-        policy_optimizer.load_state_tensors(select(state.tensors, "policy_optimizer/"))
-        value_optimizer.load_state_tensors(select(state.tensors, "value_optimizer/"))
-        set_random_state(state.tensors)
-        numbers = state.numbers
-        progressed = Progressed(state.step, numbers["kl_coefficient"], Scale(*numbers["scale"]), numbers["totals"])
-        guard.load_state(numbers["guard"])
-        say(f"{directory.name}: resumed at rollout {state.step} of {settings.steps}")
-    else:
-        guard.see(look(actors.policy, 0))
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        self.policy.load_state_dict(select(tensors, "policy/"))
+        self.actors.values.load_state_dict(select(tensors, "values/"))
+        self.policy_optimizer.load_state_tensors(select(tensors, "policy_optimizer/"))
+        self.value_optimizer.load_state_tensors(select(tensors, "value_optimizer/"))
+        self.progressed = Progressed(numbers["kl_coefficient"], Scale(*numbers["scale"]))
 
-    sampling = Sampling(temperature=settings.temperature) if settings.temperature != 1 else SAMPLED
-    policy_terms = policy_objective(settings.clip)
-    value_terms = value_objective(settings.value_clip, settings.value_coefficient)
-    stop_reason = guard.stop_reason()
-    with (
-        deferred_signals() as signal_came,
-        MetricsLog(directory, start_step=progressed.step) as log,
-        Progress(directory.name, total=settings.steps, start=progressed.step) as bar,
-    ):
-        while progressed.step < settings.steps and stop_reason is None:
-            chosen = prompts_of_step(len(prompts), settings.batch_prompts, progressed.step, seed)
-            answers = answer(
-                actors.policy,
-                tokenizer,
-                [prompts[i] for i in chosen],
-                max_new_tokens=settings.max_new_tokens,
-                sampling=sampling,
-                seed=seed * 1_000_003 + progressed.step,
-                batch_size=settings.batch_prompts,
-            )
-            rollout, numbers = collect(actors, answers, settings, progressed, world.device)
-            rate = rate_factor(progressed.step, settings.steps, settings)
-            learns_policy = progressed.step >= settings.value_warmup_steps
-            for epoch in range(settings.epochs):
-                shuffle = torch.Generator().manual_seed(seed * 7_919 + progressed.step * 64 + epoch)
-                order = torch.randperm(len(rollout), generator=shuffle).to(world.device)
-                for rows in order.chunk(settings.minibatches):
-                    step = partial(
-                        optimizer_step,
-                        micro_batches=list(micro_batches(rollout, rows, settings.micro_batch_rows)),
-                        rate=rate,
-                        gradient_clip=settings.gradient_clip,
-                        world=world,
-                    )
-                    valued = step(actors.values, value_optimizer, objective=value_terms)
-                    numbers["value_loss"] = valued.loss
-                    if learns_policy:
-                        moved = step(actors.policy, policy_optimizer, objective=policy_terms)
-                        numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
-                        progressed.totals["skipped_steps"] += not moved.finite
-            if settings.kl_target is not None and learns_policy:
-                progressed.kl_coefficient = maths.adapt_kl_coefficient(
-                    progressed.kl_coefficient, numbers["kl"], settings.kl_target
+    def rollout(self, step: int) -> dict[str, float]:
+        settings, progressed = self.settings, self.progressed
+        position = step * settings.batch_prompts
+        chosen = stream_of_prompts(len(self.prompts), position, settings.batch_prompts, self.seed)
+        answers = answer(
+            self.policy,
+            self.tokenizer,
+            [self.prompts[i] for i in chosen],
+            max_new_tokens=settings.max_new_tokens,
+            sampling=Sampling(temperature=settings.temperature) if settings.temperature != 1 else SAMPLED,
+            seed=self.seed * 1_000_003 + step,
+            batch_size=settings.batch_prompts,
+        )
+        rollout, numbers = collect(self.actors, answers, settings, progressed, self.world.device)
+        rate = rate_factor(step, settings.steps, settings)
+        learns_policy = step >= settings.value_warmup_steps
+        policy_terms = policy_objective(settings.clip)
+        value_terms = value_objective(settings.value_clip, settings.value_coefficient)
+        for epoch in range(settings.epochs):
+            shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
+            order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
+            for rows in order.chunk(settings.minibatches):
+                update = partial(
+                    optimizer_step,
+                    micro_batches=list(micro_batches(rollout, rows, settings.micro_batch_rows)),
+                    rate=rate,
+                    gradient_clip=settings.gradient_clip,
+                    world=self.world,
                 )
-            progressed.step += 1
-            progressed.totals["answer_tokens"] += int(rollout.mask_BA.sum())
-            last = progressed.step == settings.steps
-            if last or progressed.step % settings.evaluate_every == 0:
-                seen = look(actors.policy, progressed.step)
-                if guard.see(seen):
-                    best = {name: value.clone() for name, value in actors.policy.state_dict().items()}
-                stop_reason = guard.stop_reason()
-                numbers |= {"guard_score": seen.score, "guard_repetition": seen.repetition, "guard_kl": seen.kl}
-            if world.is_main:
-                log.write(progressed.step, **numbers)
-                bar.update(progressed.step, reward=numbers["reward"], kl=numbers["kl"], length=numbers["length"])
-                if last or stop_reason or progressed.step % settings.checkpoint_every == 0 or signal_came():
-                    checkpoints.save(snapshot())
-            if signal_came() and not last:
-                raise Interrupted(directory.name, progressed.step)
-    if stop_reason:
-        say(f"{directory.name}: stopped early: {stop_reason}")
-    actors.policy.load_state_dict(best)
-    say(f"{directory.name}: {guard.verdict()}")
-    return {
-        **progressed.totals,
-        "rollouts": progressed.step,
-        "stopped_early": stop_reason,
-        "verdict": guard.verdict(),
-        "guard": guard.state()["looks"],
-    }
+                valued = update(self.actors.values, self.value_optimizer, objective=value_terms)
+                numbers["value_loss"] = valued.loss
+                if learns_policy:
+                    moved = update(self.policy, self.policy_optimizer, objective=policy_terms)
+                    numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
+                    self.totals["skipped_steps"] += not moved.finite
+        if settings.kl_target is not None and learns_policy:
+            progressed.kl_coefficient = maths.adapt_kl_coefficient(
+                progressed.kl_coefficient, numbers["kl"], settings.kl_target
+            )
+        self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
+        return numbers

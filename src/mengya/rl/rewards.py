@@ -1,4 +1,4 @@
-"""What an answer is worth to PPO: the reward model's score, normalised, less what rules forbid."""
+"""What an answer is worth: the reward model's score, normalised, truth, the user's own function, less what rules forbid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mengya.corpus.playground.judges import repetition
 from mengya.evaluate.answers import Answers
 from mengya.evaluate.pairs import score_texts
 from mengya.model.heads import RewardModel
-from mengya.settings import PPOSettings
+from mengya.settings import PPOSettings, RolloutSettings
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,17 @@ def combine(scores: Sequence[float], answers: Answers, scale: Scale, settings: P
     reward-model score can pay for them.
     """
     rewards = []
-    for score, text, finished in zip(scores, answers.texts, answers.finished, strict=True):
+    for score in scores:
         whitened = (score - scale.mean) / scale.deviation
-        reward = min(max(whitened, -settings.reward_clip), settings.reward_clip)
+        rewards.append(min(max(whitened, -settings.reward_clip), settings.reward_clip))
+    return penalised(rewards, answers, settings)
+
+
+def penalised(rewards: Sequence[float], answers: Answers, settings: RolloutSettings) -> list[float]:
+    """The rewards less what rules take: for an answer that never ends, and for repetition."""
+    found = []
+    for reward, text, finished in zip(rewards, answers.texts, answers.finished, strict=True):
         reward -= 0.0 if finished else settings.missing_end_penalty
         reward -= settings.repetition_penalty * repetition(text)
-        rewards.append(reward)
-    return rewards
+        found.append(reward)
+    return found

@@ -1,4 +1,4 @@
-"""A rollout: sampled answers with all that PPO computes on them before the first gradient.
+"""A rollout: sampled answers with all that is computed on them before the first gradient.
 
 Legend: B prompts, T tokens of prompt and answer, A tokens of the longest answer. Column j of a (B, A) tensor belongs to
 the j-th token of the answer, which was predicted at position `prompt length + j − 1`.
@@ -20,10 +20,10 @@ from mengya.objectives.terms import token_logps
 
 @dataclass(frozen=True)
 class Rollout:
-    """Tensors of one batch of answers; slices of it are PPO's micro-batches.
+    """Tensors of one batch of answers; slices of it are micro-batches.
 
-    `mask_BA` is True on answer tokens, the end token included. Without `advantages_BA` and what follows it, the rollout
-    is still raw.
+    `mask_BA` is True on answer tokens, the end token included. What an algorithm does not use stays 0: GRPO has no
+    values and returns, PPO has the reference in its rewards.
     """
 
     ids_BT: Tensor
@@ -31,6 +31,7 @@ class Rollout:
     answer_BA: Tensor
     mask_BA: Tensor
     logps_BA: Tensor
+    reference_BA: Tensor
     values_BA: Tensor
     advantages_BA: Tensor
     returns_BA: Tensor
@@ -46,7 +47,7 @@ class Rollout:
 
 
 def lay_out(answers: Answers, device: torch.device) -> Rollout:
-    """The answers as right-padded tensors; log-probabilities, values and advantages are still 0."""
+    """The answers as right-padded tensors; what is computed on them is still 0."""
     sequences = [prompt + tokens for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
     B, A, T = len(sequences), max(map(len, answers.tokens)), max(map(len, sequences))
     ids_BT = torch.zeros(B, T, dtype=torch.long)
@@ -58,7 +59,7 @@ def lay_out(answers: Answers, device: torch.device) -> Rollout:
         mask_BA[b, : len(tokens)] = True
     prompt_lengths_B = torch.tensor([len(prompt) for prompt in answers.prompts])
     zeros_BA = torch.zeros(B, A)
-    return Rollout(ids_BT, prompt_lengths_B, answer_BA, mask_BA, zeros_BA, zeros_BA, zeros_BA, zeros_BA).to(device)
+    return Rollout(ids_BT, prompt_lengths_B, answer_BA, mask_BA, *[zeros_BA] * 5).to(device)
 
 
 def answer_positions(rollout: Rollout) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ _KEY_METRICS = {
     "reward": ("pair_accuracy", "length_only_accuracy"),
     "dpo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
     "ppo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
+    "grpo": ("gold_score", "arithmetic_accuracy", "win_rate_vs_sft"),
 }
 
 

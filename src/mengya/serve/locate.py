@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mengya.errors import UserError
 
-CHAT_STAGES = ("ppo", "dpo", "sft", "pretrain")
+CHAT_STAGES = ("grpo", "ppo", "dpo", "sft", "pretrain")
 """Stages that leave a model to talk to, the most finished first."""
 
 

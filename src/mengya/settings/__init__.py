@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mengya.settings.alignment import DPOSettings, GRPOSettings, GuardSettings, PPOSettings, RewardTerm, RolloutSettings
 from mengya.settings.base import STAGE_NAMES, Fraction, Positive, PositiveFloat, Settings, StageName
 from mengya.settings.cleaning import RULE_SETS, CleaningSettings
 from mengya.settings.data import (
@@ -19,11 +20,9 @@ from mengya.settings.data import (
     TokenizerSettings,
 )
 from mengya.settings.training import (
-    DPOSettings,
     EvaluateSettings,
     ModelSettings,
     PairTrainSettings,
-    PPOSettings,
     PretrainSettings,
     RewardSettings,
     SFTSettings,
@@ -31,10 +30,12 @@ from mengya.settings.training import (
 )
 
 __all__ = [
-    "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings", "EvaluateSettings",
-    "EvaluationSet", "ExecutorSettings", "Fraction", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings",
-    "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "SFTSettings",
-    "Settings", "ShardsSettings", "SlurmSettings", "Source", "StageName", "TokenizerSettings", "TrainSettings",
+    "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
+    "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "Fraction", "GRPOSettings", "GuardSettings",
+    "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "PlaygroundSettings", "Positive",
+    "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "RewardTerm", "RolloutSettings",
+    "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source", "StageName", "TokenizerSettings",
+    "TrainSettings",
 ]  # fmt: skip
 
 
@@ -43,7 +44,8 @@ class Recipe(Settings):
     """Names the run directory, runs/NAME."""
     description: str = ""
     seed: int = 1
-    stages: list[StageName] = list(STAGE_NAMES)
+    stages: list[StageName] = [name for name in STAGE_NAMES if name != "grpo"]
+    """grpo runs where it is named: it wants prompts whose answers can be verified."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively, fp32 otherwise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -60,4 +62,5 @@ class Recipe(Settings):
     reward: RewardSettings = RewardSettings()
     dpo: DPOSettings = DPOSettings()
     ppo: PPOSettings = PPOSettings()
+    grpo: GRPOSettings = GRPOSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StageName = Literal["corpus", "tokenizer", "shards", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate"]
+StageName = Literal["corpus", "tokenizer", "shards", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -99,57 +99,6 @@ class RewardSettings(PairTrainSettings):
     learning_rate: PositiveFloat = 3e-4
 
 
-class DPOSettings(PairTrainSettings):
-    beta: PositiveFloat = 0.1
-    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Share of labels believed to be flipped."""
-    nll_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
-
-
-class PPOSettings(TrainSettings):
-    optimizer: Literal["muon", "adamw"] = "adamw"
-    learning_rate: PositiveFloat = 5e-5
-    value_learning_rate: PositiveFloat = 1e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    schedule: Literal["wsd", "cosine", "constant"] = "constant"
-    steps: Positive = 40
-    """Rollouts; each is followed by `epochs` passes over it."""
-    batch_prompts: Positive = 128
-    """Prompts a rollout."""
-    epochs: Positive = 2
-    minibatches: Positive = 2
-    """Optimizer steps a pass."""
-    micro_batch_rows: Positive = 64
-    sequence_length: Positive = 256
-    """Prompt and answer together."""
-    max_new_tokens: Positive = 48
-    temperature: PositiveFloat = 1.0
-    kl_coefficient: Annotated[float, Field(ge=0.0)] = 0.05
-    """Start value of the per-token penalty on log π/π_sft."""
-    kl_target: PositiveFloat | None = 2.0
-    """Nats an answer; the coefficient adapts towards it (Ziegler et al. 2019, §2.2). Absent: fixed coefficient."""
-    gamma: Fraction = 1.0
-    gae_lambda: Fraction = 0.95
-    clip: PositiveFloat = 0.2
-    value_clip: PositiveFloat = 0.2
-    value_coefficient: PositiveFloat = 0.5
-    value_warmup_steps: int = 3
-    """Rollouts in which only the value model learns."""
-    missing_end_penalty: float = 1.0
-    """Subtracted (in units of the reward's standard deviation) from an answer that never ends."""
-    reward_clip: PositiveFloat = 4.0
-    """Whitened rewards are clipped to ± this."""
-    repetition_penalty: Annotated[float, Field(ge=0.0)] = 1.0
-    """Subtracted in full from an answer that is nothing but repetition, seen character by character."""
-    checkpoint_every: Positive = 10
-    evaluate_every: Positive = 10
-    """Rollouts between two looks of the guard at held-out prompts."""
-    max_kl: PositiveFloat = 12.0
-    """Nats an answer at which the guard stops."""
-
-
 class EvaluateSettings(Settings):
     num_questions: Positive = 300
     """Questions a kind."""

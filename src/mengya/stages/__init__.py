@@ -52,6 +52,12 @@ def _corpus_files(recipe: Recipe) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def _reward_files(recipe: Recipe) -> list[Path]:
+    """The files of the user's own reward functions."""
+    named = [term.function.rpartition(":")[0] for term in recipe.grpo.rewards if term.function]
+    return [Path(file) for file in named if Path(file).is_file()]
+
+
 TOKEN_FILES = "token_files"
 """Name of the source that `shards.token_files` are."""
 _HARDWARE = ("seed", "precision", "device")
@@ -66,7 +72,7 @@ def _stage(
     makes: tuple[str, ...],
     uses: tuple[str, ...] = (),
 ) -> Stage:
-    files = {"corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files}
+    files = {"corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files, "grpo": _reward_files}
     return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses)
 
 
@@ -112,11 +118,18 @@ STAGES: dict[StageName, Stage] = {
             ("ppo/model", "ppo/evaluation.json"),
         ),
         _stage(
+            "grpo",
+            (*_HARDWARE, "identity", "playground", "grpo", "evaluate"),
+            ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
+            ("grpo/model", "grpo/evaluation.json"),
+            uses=("reward/model",),
+        ),
+        _stage(
             "evaluate",
             (*_HARDWARE, "evaluate"),
             ("pretrain/model", "tokenizer/model", "shards/tokens", _HELD_OUT),
             ("evaluate/samples.jsonl",),
-            uses=("sft/model", "dpo/model", "ppo/model"),
+            uses=("sft/model", "dpo/model", "ppo/model", "grpo/model"),
         ),
     )
 }

@@ -12,7 +12,7 @@ from mengya.model.presets import preset
 from mengya.settings import Recipe, Source
 from mengya.stages import STAGES, TOKEN_FILES, source_files, token_files
 
-_CHAT_STAGES = ("sft", "reward", "dpo", "ppo")
+_CHAT_STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
 
 
 def vocab_size(recipe: Recipe) -> int:
@@ -120,7 +120,7 @@ def _check_source_names(recipe: Recipe) -> None:
 
 def _check_lengths(recipe: Recipe) -> None:
     config = model_config(recipe, vocab_size(recipe))
-    for stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
+    for stage in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo"):
         length = getattr(recipe, stage).sequence_length
         if length > config.max_positions:
             raise UserError(
@@ -142,12 +142,14 @@ def _check_lengths(recipe: Recipe) -> None:
                 where=f"{stage}.batch_tokens",
                 mend=f"set it to a multiple of {settings.micro_batch_tokens}",
             )
-    if recipe.ppo.max_new_tokens >= recipe.ppo.sequence_length:
-        raise UserError(
-            f"answers of {recipe.ppo.max_new_tokens} tokens leave no room for a prompt",
-            where="ppo.max_new_tokens",
-            mend=f"set it below ppo.sequence_length, {recipe.ppo.sequence_length}",
-        )
+    for stage in ("ppo", "grpo"):
+        settings = getattr(recipe, stage)
+        if settings.max_new_tokens >= settings.sequence_length:
+            raise UserError(
+                f"answers of {settings.max_new_tokens} tokens leave no room for a prompt",
+                where=f"{stage}.max_new_tokens",
+                mend=f"set it below {stage}.sequence_length, {settings.sequence_length}",
+            )
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -159,7 +161,11 @@ def check_recipe(recipe: Recipe) -> None:
         _check_executor(recipe)
         _check_evaluation_sets(recipe)
         _check_sources(recipe)
-    needed_sources = {"documents": ("corpus",), "conversations": ("sft",), "preferences": ("reward", "dpo", "ppo")}
+    needed_sources = {
+        "documents": ("corpus",),
+        "conversations": ("sft",),
+        "preferences": ("reward", "dpo", "ppo", "grpo"),
+    }
     for kind, stages in needed_sources.items():
         wanting = [stage for stage in stages if stage in recipe.stages]
         if kind == "documents" and token_files(recipe):

@@ -11,7 +11,7 @@ from mengya.files import write_jsonl
 from mengya.run import Context, Outcome
 from mengya.stages.common import held_out, load_language_model, tokenizer_of, world_of
 
-_STAGES = ("pretrain", "sft", "dpo", "ppo")
+_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
 _SAMPLES_A_KIND = 2
 
 

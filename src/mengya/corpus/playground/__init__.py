@@ -31,6 +31,7 @@ __all__ = [
     "generate_clozes",
     "generate_conversations",
     "generate_documents",
+    "generate_exercises",
     "generate_preferences",
     "generate_questions",
     "gold_score",
@@ -128,6 +129,12 @@ def generate_preferences(playground: Playground, split: Split) -> list[Preferenc
 def generate_questions(playground: Playground) -> list[Question]:
     """Evaluation questions of kinds qa, multi_turn, identity, arithmetic, list, rewriting and unknown."""
     return questions.generate(playground.rng("questions"), playground.world, playground.identity)
+
+
+def generate_exercises(playground: Playground, count: int, kinds: list[str] | None = None) -> list[Question]:
+    """Questions with their truth, in training wordings: what reinforcement learning with verifiable rewards trains on."""
+    rng = playground.rng("exercises")
+    return questions.generate_exercises(rng, playground.world, playground.identity, count, kinds)
 
 
 def generate_clozes(playground: Playground) -> list[Cloze]:

@@ -6,6 +6,7 @@ from random import Random
 
 from mengya.corpus.playground import turns as make
 from mengya.corpus.playground import wordings
+from mengya.corpus.playground.conversations import dialogue, num_rounds
 from mengya.corpus.playground.turns import Identity, Turn
 from mengya.corpus.playground.world import World
 from mengya.corpus.records import Cloze, Message, Question
@@ -54,6 +55,22 @@ def generate(rng: Random, world: World, identity: Identity) -> list[Question]:
     for kind, count, make_turn in kinds:
         questions += [_question([make_turn()], kind, HELD_OUT_WORDING) for _ in range(count)]
     return list({tuple(message.content for message in q.messages): q for q in questions}.values())
+
+
+EXERCISES = {"person": 50, "thing": 15, "word": 5, "arithmetic": 15, "list": 5, "rewriting": 5, "unknown": 5}
+"""Kinds of exercises with their shares, where not all are asked for."""
+
+
+def generate_exercises(
+    rng: Random, world: World, identity: Identity, count: int, kinds: list[str] | None = None
+) -> list[Question]:
+    """`count` questions to train on, in training wordings, each with its truth; of `kinds` (EXERCISES) or of all."""
+    shares = {kind: share for kind, share in EXERCISES.items() if not kinds or kind in kinds}
+    exercises = []
+    for kind in rng.choices(list(shares), list(shares.values()), k=count):
+        turns = dialogue(rng, world, identity, kind, num_rounds(rng))
+        exercises.append(_question(turns, turns[-1].kind))
+    return exercises
 
 
 def generate_clozes(rng: Random, world: World, per_fact: int = 1) -> list[Cloze]:

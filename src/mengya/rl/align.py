@@ -1,0 +1,115 @@
+"""The loop of every stage that trains on the model's own answers: rollout by rollout, resumable, under the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mengya.console import MetricsLog, Progress, say
+from mengya.errors import Interrupted
+from mengya.model.transformer import Transformer
+from mengya.rl.guard import Guard, Look
+from mengya.settings import RolloutSettings
+from mengya.train.loop import deferred_signals, select
+from mengya.train.parallel import World
+from mengya.train.state import Checkpoints, TrainState, random_state, set_random_state
+
+
+class Algorithm(Protocol):
+    """A way to improve `policy` by its own answers; all that it remembers besides is in its state."""
+
+    policy: Transformer
+    totals: dict[str, float]
+
+    def rollout(self, step: int) -> dict[str, float]:
+        """Collect the answers of rollout `step` (from 0) and train on them; numbers for the log, "reward" among them."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None: ...
+
+
+def stream_of_prompts(num_prompts: int, position: int, count: int, seed: int) -> list[int]:
+    """Indices position … position + count − 1 of an endless stream of prompts, a fresh shuffle each time through."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        epoch, offset = divmod(position, num_prompts)
+        order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        taken = order[offset : offset + count - len(chosen)].tolist()
+        chosen += taken
+        position += len(taken)
+    return chosen
+
+
+def align(
+    algorithm: Algorithm,
+    settings: RolloutSettings,
+    *,
+    look: Callable[[Transformer, int], Look],
+    directory: Path,
+    world: World,
+) -> dict[str, Any]:
+    """Train `algorithm.policy` in place and leave in it the guard's choice; totals, looks and the verdict.
+
+    `look(policy, step)` measures the policy on held-out prompts. Resumes from the newest checkpoint under `directory`.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
+    guard, policy, step = Guard(settings.guard), algorithm.policy, 0
+    best = {name: value.clone() for name, value in policy.state_dict().items()}
+
+    def snapshot() -> TrainState:
+        tensors, numbers = algorithm.state()
+        tensors = {f"algorithm/{name}": value for name, value in tensors.items()}
+        tensors |= {f"best/{name}": value for name, value in best.items()} | random_state()
+        return TrainState(step, tensors, {"algorithm": numbers, "totals": algorithm.totals, "guard": guard.state()})
+
+    state = checkpoints.latest(say)
+    if state is not None:
+        algorithm.load_state(select(state.tensors, "algorithm/"), state.numbers["algorithm"])
+        algorithm.totals = state.numbers["totals"]
+        best = select(state.tensors, "best/")
+        set_random_state(state.tensors)
+        guard.load_state(state.numbers["guard"])
+        step = state.step
+        say(f"{directory.name}: resumed at rollout {step} of {settings.steps}")
+    else:
+        guard.see(look(policy, 0))
+
+    stop_reason = guard.stop_reason()
+    with (
+        deferred_signals() as signal_came,
+        MetricsLog(directory, start_step=step) as log,
+        Progress(directory.name, total=settings.steps, start=step) as bar,
+    ):
+        while step < settings.steps and stop_reason is None:
+            numbers = algorithm.rollout(step)
+            step += 1
+            last = step == settings.steps
+            if last or step % settings.evaluate_every == 0:
+                seen = replace(look(policy, step), reward=numbers["reward"])
+                if guard.see(seen):
+                    best = {name: value.clone() for name, value in policy.state_dict().items()}
+                stop_reason = guard.stop_reason()
+                numbers |= {"guard_score": seen.score, "guard_repetition": seen.repetition, "guard_kl": seen.kl}
+            if world.is_main:
+                log.write(step, **numbers)
+                bar.update(step, reward=numbers["reward"], kl=numbers["kl"], length=numbers["length"])
+                if last or stop_reason or step % settings.checkpoint_every == 0 or signal_came():
+                    checkpoints.save(snapshot())
+            if signal_came() and not last:
+                raise Interrupted(directory.name, step)
+    if stop_reason:
+        say(f"{directory.name}: stopped early: {stop_reason}")
+    policy.load_state_dict(best)
+    say(f"{directory.name}: {guard.verdict()}")
+    return {
+        **algorithm.totals,
+        "rollouts": step,
+        "stopped_early": stop_reason,
+        "verdict": guard.verdict(),
+        "guard": guard.state()["looks"],
+    }

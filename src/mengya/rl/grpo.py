@@ -1,0 +1,198 @@
+"""GRPO: several answers to each prompt, each judged against the others; no value model (Shao et al. 2024, "DeepSeekMath").
+
+With the amendments that later work found to matter, each a setting: a higher upper clip, prompts that teach nothing
+replaced, every token of the same weight (Yu et al. 2025, "DAPO"); no division by the deviation (Liu et al. 2025).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mengya.corpus.records import Question
+from mengya.evaluate.answers import Answers, answer
+from mengya.generate.sampling import Sampling
+from mengya.model.transformer import Transformer
+from mengya.objectives import policy as maths
+from mengya.objectives.terms import Terms
+from mengya.rl.align import stream_of_prompts
+from mengya.rl.rewards import Scale, penalised
+from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
+from mengya.rl.terms import RewardTerms
+from mengya.settings import GRPOSettings
+from mengya.tokenizer.encode import ChatTokenizer
+from mengya.train.loop import optimizer_step, select
+from mengya.train.optimizer import Optimizer
+from mengya.train.parallel import World
+from mengya.train.schedule import rate_factor
+
+
+def grpo_objective(settings: GRPOSettings) -> Callable[[Any, Any], Terms]:
+    """Σ of clipped loss + β k3 over tokens, or over answers of their mean a token (Shao et al. 2024, eq. 3)."""
+
+    def objective(model: Transformer, rollout: Rollout) -> Terms:
+        logps_BA, _ = answer_logps(model, rollout)
+        mask_BA = rollout.mask_BA
+        losses_BA = maths.clipped_losses(
+            logps_BA, rollout.logps_BA, rollout.advantages_BA, settings.clip, settings.clip_high
+        )
+        kl_BA = maths.k3(logps_BA, rollout.reference_BA)
+        losses_BA = (losses_BA + settings.kl_coefficient * kl_BA) * mask_BA
+        if settings.loss_level == "sequence":
+            loss, count = (losses_BA.sum(1) / mask_BA.sum(1).clamp_min(1)).sum(), len(rollout)
+        else:
+            loss, count = losses_BA.sum(), int(mask_BA.sum())
+        with torch.no_grad():
+            ratio_BA = (logps_BA - rollout.logps_BA).exp()
+            outside_BA = (ratio_BA > 1 + settings.clip_high) | (ratio_BA < 1 - settings.clip)
+            share = (outside_BA & mask_BA).sum() / mask_BA.sum().clamp_min(1)
+        return Terms(loss, count, {"clip_share": share * count})
+
+    return objective
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    return Answers(
+        *([x for part in parts for x in getattr(part, name)] for name in ("texts", "tokens", "finished", "prompts"))
+    )
+
+
+class GRPO:
+    """The algorithm as `align` runs it. `reference` is the frozen SFT model."""
+
+    def __init__(
+        self,
+        policy: Transformer,
+        reference: Transformer,
+        tokenizer: ChatTokenizer,
+        prompts: Sequence[Question],
+        rewards: RewardTerms,
+        settings: GRPOSettings,
+        *,
+        world: World,
+        seed: int,
+    ) -> None:
+        self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
+        self.prompts, self.rewards, self.settings = prompts, rewards, settings
+        self.world, self.seed = world, seed
+        self.optimizer = Optimizer(policy, settings)
+        self.drawn = 0
+        """Prompts taken from the stream so far: degenerate groups make it run ahead of the rollouts."""
+        self.totals: dict[str, float] = {
+            "answer_tokens": 0.0, "skipped_steps": 0.0, "degenerate_groups": 0.0, "failed_rewards": 0.0
+        }  # fmt: skip
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        parts = {"policy/": self.policy.state_dict(), "optimizer/": self.optimizer.state_tensors()}
+        tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+        scale = self.rewards.scale
+        return tensors, {"drawn": self.drawn, "scale": None if scale is None else [scale.mean, scale.deviation]}
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        self.policy.load_state_dict(select(tensors, "policy/"))
+        self.optimizer.load_state_tensors(select(tensors, "optimizer/"))
+        self.drawn = numbers["drawn"]
+        self.rewards.scale = None if numbers["scale"] is None else Scale(*numbers["scale"])
+
+    def _groups(self, num_prompts: int) -> tuple[Answers, Tensor, Tensor]:
+        """Answers to the next prompts of the stream, a group after another, with rewards and their validity, (P, G)."""
+        settings, size = self.settings, self.settings.group_size
+        chosen = stream_of_prompts(len(self.prompts), self.drawn, num_prompts, self.seed)
+        questions = [self.prompts[i] for i in chosen for _ in range(size)]
+        answers = answer(
+            self.policy,
+            self.tokenizer,
+            [question.messages for question in questions],
+            max_new_tokens=settings.max_new_tokens,
+            sampling=Sampling(temperature=settings.temperature),
+            seed=self.seed * 1_000_003 + self.drawn,
+            batch_size=len(questions),
+        )
+        self.drawn += num_prompts
+        found = penalised(self.rewards(questions, answers), answers, settings)
+        rewards_PG = torch.tensor(found, dtype=torch.float32).view(num_prompts, size)
+        valid_PG = rewards_PG.isfinite() & torch.tensor([bool(t) for t in answers.tokens]).view(num_prompts, size)
+        self.totals["failed_rewards"] += sum(map(math.isnan, found))
+        return answers, rewards_PG.nan_to_num(), valid_PG
+
+    def _collect(self) -> tuple[Answers, Tensor, Tensor, dict[str, float]]:
+        """Answers, advantages and validity (B = P · G) of groups that teach something, and what all groups were like."""
+        settings, size = self.settings, self.settings.group_size
+        parts: list[tuple[Answers, Tensor, Tensor]] = []
+        rewards: list[float] = []
+        missing = settings.batch_prompts
+        for _ in range(1 + settings.resample):
+            answers, rewards_PG, valid_PG = self._groups(missing)
+            rewards += rewards_PG[valid_PG].tolist()
+            advantages_PG = maths.group_advantages(
+                rewards_PG, valid_PG, divide_by_deviation=settings.divide_by_deviation
+            )
+            teaches_P = advantages_PG.abs().amax(1) > 1e-6
+            kept = [row * size + g for row in teaches_P.nonzero().flatten().tolist() for g in range(size)]
+            self.totals["degenerate_groups"] += int((~teaches_P).sum())
+            if kept:
+                few = Answers(
+                    *([getattr(answers, name)[i] for i in kept] for name in ("texts", "tokens", "finished", "prompts"))
+                )
+                parts.append((few, advantages_PG[teaches_P].flatten(), valid_PG[teaches_P].flatten()))
+            missing -= int(teaches_P.sum())
+            if missing == 0:
+                break
+        numbers = {"reward": sum(rewards) / max(1, len(rewards)), "groups": float(settings.batch_prompts - missing)}
+        if not parts:
+            return answers, torch.zeros(0), torch.zeros(0, dtype=torch.bool), numbers
+        return (
+            _joined([p[0] for p in parts]),
+            torch.cat([p[1] for p in parts]),
+            torch.cat([p[2] for p in parts]),
+            numbers,
+        )
+
+    @torch.no_grad()
+    def _lay_out(self, answers: Answers, advantages_B: Tensor, valid_B: Tensor) -> tuple[Rollout, dict[str, float]]:
+        device = self.world.device
+        rollout = lay_out(answers, device)
+        rollout = replace(rollout, mask_BA=rollout.mask_BA & valid_B.to(device)[:, None])
+        rows = torch.arange(len(rollout), device=device)
+        parts = list(micro_batches(rollout, rows, self.settings.micro_batch_rows))
+        logps_BA, entropy_BA = (torch.cat(x) for x in zip(*(answer_logps(self.policy, p) for p in parts), strict=True))
+        reference_BA = torch.cat([answer_logps(self.reference, part)[0] for part in parts])
+        mask_BA = rollout.mask_BA
+        numbers = {
+            "kl": (logps_BA - reference_BA).sum(1).mean().item(),
+            "entropy": (entropy_BA.sum() / mask_BA.sum().clamp_min(1)).item(),
+            "length": mask_BA.sum(1).float().mean().item(),
+            "end_rate": sum(answers.finished) / len(answers.finished),
+        }
+        advantages_BA = (advantages_B.to(device)[:, None] * mask_BA).float()
+        return replace(rollout, logps_BA=logps_BA, reference_BA=reference_BA, advantages_BA=advantages_BA), numbers
+
+    def rollout(self, step: int) -> dict[str, float]:
+        settings = self.settings
+        answers, advantages_B, valid_B, numbers = self._collect()
+        if not len(advantages_B):  # every answer to every prompt got the same: there is nothing to learn from
+            return numbers | {"kl": 0.0, "length": sum(map(len, answers.tokens)) / len(answers.tokens)}
+        rollout, more = self._lay_out(answers, advantages_B, valid_B)
+        numbers |= more
+        for epoch in range(settings.epochs):
+            shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
+            order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
+            for rows in order.chunk(settings.minibatches):
+                moved = optimizer_step(
+                    self.policy,
+                    self.optimizer,
+                    list(micro_batches(rollout, rows, settings.micro_batch_rows)),
+                    grpo_objective(settings),
+                    rate=rate_factor(step, settings.steps, settings),
+                    gradient_clip=settings.gradient_clip,
+                    world=self.world,
+                )
+                self.totals["skipped_steps"] += not moved.finite
+        numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
+        self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
+        return numbers

@@ -1,0 +1,125 @@
+"""How the stages that align a model train: DPO on pairs, PPO and GRPO on the model's own answers, all under the guard."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
+from mengya.settings.training import PairTrainSettings, TrainSettings
+
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class DPOSettings(PairTrainSettings):
+    beta: PositiveFloat = 0.1
+    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of labels believed to be flipped."""
+    nll_coefficient: NotNegative = 0.0
+    """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
+
+
+class GuardSettings(Settings):
+    """What a policy may not lose while it gains; shares of held-out prompts, against the model it started from."""
+
+    max_kl: PositiveFloat = 12.0
+    """Nats an answer from the SFT model at which training stops."""
+    repetition: NotNegative = 0.01
+    """How much more of its answers may be repetition."""
+    refusals: NotNegative = 0.01
+    """How many more of the prompts it may decline."""
+    unfinished: NotNegative = 0.02
+    """How many more of the answers may run into the length limit."""
+    patience: Positive = 3
+    """Looks in a row with a score below the start's, beyond its error, after which training stops."""
+
+
+class RolloutSettings(TrainSettings):
+    """Stages that train on the model's own, sampled answers."""
+
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["wsd", "cosine", "constant"] = "constant"
+    steps: Positive = 40
+    """Rollouts; each is followed by `epochs` passes over it."""
+    batch_prompts: Positive = 128
+    """Prompts a rollout."""
+    epochs: Positive = 2
+    minibatches: Positive = 2
+    """Optimizer steps a pass."""
+    micro_batch_rows: Positive = 64
+    sequence_length: Positive = 256
+    """Prompt and answer together."""
+    max_new_tokens: Positive = 48
+    temperature: PositiveFloat = 1.0
+    kl_coefficient: NotNegative = 0.05
+    clip: PositiveFloat = 0.2
+    missing_end_penalty: float = 1.0
+    """Subtracted from the reward of an answer that never ends."""
+    repetition_penalty: NotNegative = 1.0
+    """Subtracted in full from an answer that is nothing but repetition, seen character by character."""
+    checkpoint_every: Positive = 10
+    evaluate_every: Positive = 10
+    """Rollouts between two looks of the guard at held-out prompts."""
+    guard: GuardSettings = GuardSettings()
+
+
+class PPOSettings(RolloutSettings):
+    """Rewards are in units of the standard deviation of the reward model on the SFT model's answers."""
+
+    value_learning_rate: PositiveFloat = 1e-4
+    kl_coefficient: NotNegative = 0.05
+    """Start value of the per-token penalty on log π/π_sft."""
+    kl_target: PositiveFloat | None = 2.0
+    """Nats an answer; the coefficient adapts towards it (Ziegler et al. 2019, §2.2). Absent: fixed coefficient."""
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    value_clip: PositiveFloat = 0.2
+    value_coefficient: PositiveFloat = 0.5
+    value_warmup_steps: int = 3
+    """Rollouts in which only the value model learns."""
+    reward_clip: PositiveFloat = 4.0
+    """Whitened rewards are clipped to ± this."""
+
+
+class RewardTerm(Settings):
+    """One part of the reward of an answer; parts are added up with their weights."""
+
+    kind: Literal["truth", "model", "function"]
+    """truth: 1 for a right answer, 0 for another (prompts whose answer can be verified); model: the reward model, in standard
+    deviations; function: the user's own."""
+    weight: float = 1.0
+    function: str | None = None
+    """FILE.py:NAME of a function (prompt, answer, meta) → number: prompt a list of {"role", "content"}, answer a text."""
+    timeout_seconds: PositiveFloat = 10.0
+    """For one call of the function; a call that takes longer is ended, and counts as failed."""
+
+
+class GRPOSettings(RolloutSettings):
+    """Group relative policy optimisation: no value model; an answer is judged against others to the same prompt."""
+
+    learning_rate: PositiveFloat = 1e-4
+    batch_prompts: Positive = 24
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers a prompt."""
+    epochs: Positive = 1
+    kinds: list[str] = []
+    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …); all when empty. On other
+    data the prompts are those of the preference pairs."""
+    num_exercises: Positive = 2000
+    rewards: Annotated[list[RewardTerm], Field(min_length=1)] = [RewardTerm(kind="truth")]
+    kl_coefficient: NotNegative = 0.02
+    """Weight of the k3 estimate of KL to the SFT model in the loss (Shao et al. 2024, eq. 3 and 4)."""
+    divide_by_deviation: bool = True
+    """Whether a group's advantages are divided by its standard deviation (Shao et al. 2024); without, hard and easy prompts
+    do not weigh more than others (Liu et al. 2025, "Dr. GRPO")."""
+    clip_high: PositiveFloat = 0.28
+    """Upper bound of the ratio, 1 + this; above `clip` it lets unlikely tokens grow (Yu et al. 2025, "DAPO")."""
+    loss_level: Literal["token", "sequence"] = "token"
+    """Every token weighs the same (DAPO), or every answer (Shao et al. 2024)."""
+    resample: Annotated[int, Field(ge=0)] = 2
+    """Times that prompts whose answers all got the same reward, which teach nothing, are replaced by others (DAPO)."""
+    guard: GuardSettings = GuardSettings()
