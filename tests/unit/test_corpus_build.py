@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +43,20 @@ def build_corpus(
     directory.mkdir(exist_ok=True)
     manifest, _ = build_documents(inputs, settings, seed, directory, work=directory / "work", rejects=Rejects())
     return manifest, list(all_drops(directory / "work"))
+
+
+def build_records(
+    build: Callable[..., tuple[Manifest, Counter[str]]],
+    records: Iterable[Any],
+    directory: Path,
+    **options: Any,
+) -> Manifest:
+    """The records as inputs of 40 in parts of 200 characters, so that several tasks and parts are at work."""
+    every = list(records)
+    inputs = [ListInput("", every[start : start + 40]) for start in range(0, len(every), 40)]
+    directory.mkdir(exist_ok=True)
+    settings = SETTINGS.model_copy(update={"part_characters": 200})
+    return build(inputs, settings, 0, directory, work=directory / "work", rejects=Rejects(), **options)[0]
 
 
 def dropped(directory: Path) -> list[Drop]:
@@ -186,7 +203,7 @@ def test_conversations_are_unique_by_prompt_and_split_by_opening(tmp_path: Path)
         talk("3+1", "4", "b"),
         talk("空", " ", "empty"),
     ]
-    manifest = build_conversations(talks, SETTINGS, 0, tmp_path)
+    manifest = build_records(build_conversations, talks, tmp_path)
     drops = dropped(tmp_path)
     assert {(drop.origin, drop.reason, drop.twin) for drop in drops} == {
         ("copy", "duplicate_prompt", "f:3"),
@@ -203,8 +220,8 @@ def test_conversations_are_unique_by_prompt_and_split_by_opening(tmp_path: Path)
 
 def test_copies_multiply_training_records_of_their_source_and_no_counts(tmp_path: Path) -> None:
     talks = [talk(f"问题{number}?", "答", f"f:{number}") for number in range(100)]
-    plain = build_conversations(talks, SETTINGS, 0, tmp_path / "plain")
-    manifest = build_conversations(talks, SETTINGS, 0, tmp_path / "copied", {talks[0].source: 3, "other": 2})
+    plain = build_records(build_conversations, talks, tmp_path / "plain")
+    manifest = build_records(build_conversations, talks, tmp_path / "copied", copies={talks[0].source: 3, "other": 2})
     rows = {name: list(read_jsonl(tmp_path / name / "train.jsonl")) for name in ("plain", "copied")}
     assert rows["copied"] == [row for row in rows["plain"] for _ in range(3)]
     held_out = [list(read_jsonl(tmp_path / name / "validation.jsonl")) for name in ("plain", "copied")]
@@ -218,7 +235,7 @@ def test_preference_pairs_of_one_prompt_are_kept_unless_equal(tmp_path: Path) ->
 
     pairs = [pair(number, "好", "坏", f"f:{number}") for number in range(60)]
     pairs += [pair(1, "更好", "坏", "second"), pair(1, "好", "坏 ", "copy"), pair(2, "好", "好", "equal")]
-    manifest = build_preferences(pairs, SETTINGS, 0, tmp_path)
+    manifest = build_records(build_preferences, pairs, tmp_path)
     drops = dropped(tmp_path)
     assert {(drop.origin, drop.reason) for drop in drops} == {("copy", "duplicate_pair"), ("equal", "equal_answers")}
     rows = [preference_pair(row) for p in ("train", "validation") for row in read_jsonl(tmp_path / f"{p}.jsonl")]
@@ -234,9 +251,9 @@ def test_a_balanced_source_has_the_longer_answer_better_as_often_as_the_shorter(
     pairs += [pair(number, "long", "好", "又长又坏") for number in range(90, 120)]
     pairs += [pair(number, "long", "好", "坏") for number in range(120, 130)]  # of one length: say nothing, stay
     pairs += [pair(number, "as is", "又长又好", "坏") for number in range(130, 150)]
-    manifest = build_preferences(pairs, SETTINGS, 0, tmp_path, {}, {"long"})
+    manifest = build_records(build_preferences, pairs, tmp_path, balanced={"long"})
     drops = dropped(tmp_path)
-    again = build_preferences(reversed(pairs), SETTINGS, 0, tmp_path / "again", {}, {"long"})
+    again = build_records(build_preferences, reversed(pairs), tmp_path / "again", balanced={"long"})
     assert {(drop.reason, drop.source, drop.excerpt[-5]) for drop in drops} == {("length_balance", "long", "长")}
     assert manifest["funnel"][-1] == {"step": "length_balance", "pairs": 90, "characters": again["kept"]["characters"]}
     kept = {name: [row["origin"] for p in ("train", "validation") for row in read_jsonl(place / f"{p}.jsonl")]

@@ -89,7 +89,7 @@ class Cleaner(PipelineStep):
         for step in steps:
             examples = self.examples.setdefault(step, [])
             if len(examples) < _EXAMPLES:
-                examples.append({"origin": document.id, **_around_first_change(document.text, text)})
+                examples.append({"origin": document.id, **around_first_change(document.text, text)})
 
     @property
     def report(self) -> dict[str, Any]:
@@ -103,11 +103,15 @@ class Cleaner(PipelineStep):
         }
 
 
-def _around_first_change(before: str, after: str) -> dict[str, str]:
+def around_first_change(before: str, after: str) -> dict[str, str]:
     """Some characters of both texts from shortly before they first differ."""
     first = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
     start = max(first - 20, 0)
     return {"before": before[start : start + 80], "after": after[start : start + 80]}
+
+
+def _key(document: Document) -> bytes:
+    return exact_key(document.text)
 
 
 class PartsWriter(PipelineStep):
@@ -123,7 +127,7 @@ class PartsWriter(PipelineStep):
         with atomic_directory(self.directory) as directory:
             with (
                 RowsWriter(directory / "drops.jsonl.zst") as drops,
-                PartWriter(directory, self.part_characters, exact_key) as writer,
+                PartWriter(directory, self.part_characters, _key) as writer,
             ):
                 self.cleaner.on_drop = drops.write  # as they come: of a bad file there are more than memory holds
                 for document in data or ():

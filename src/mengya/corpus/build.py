@@ -1,192 +1,194 @@
-"""Conversations and preference pairs to a corpus on disk: deduplicated, split, with every drop counted and explained.
+"""Conversations and preference pairs from their inputs to a finished corpus: parallel, bounded in memory, resumable.
 
-They are held in memory (a million conversations take about 2 GB; documents, of which there are more, have
-`documents`). Both builders write `train.jsonl`, `validation.jsonl` and `dropped.jsonl` (up to 20 samples a reason)
-under `directory`; their manifest has the shape that `funnel` describes.
+    read    each input → parts of records with their messages cleaned, and a key each; unusable ones fall out
+    copies  everything → which records are copies of which
+    sign, near         where asked: signatures of prompts; which are near copies of which
+    leaks   each part  → where asked: what evaluation sets hold
+    weigh, balance     of pairs, where asked: which go so that length does not tell the better answer
+    write   each part  → train.jsonl, validation.jsonl
+
+Steps of parts are phases of independent tasks (see `phases`), and every file is whole or absent: after a kill, the
+same call redoes only the tasks that were under way. The result depends on the inputs and the settings alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any
 
-from mengya.corpus.contamination import Contamination
-from mengya.corpus.funnel import EXCERPT, Drop, Funnel, Manifest, hash64, num_characters
-from mengya.corpus.records import Conversation, Message, PreferencePair, Record, to_row
-from mengya.corpus.split import check_parts, in_validation
-from mengya.files import write_jsonl
+import zstandard
 
-
-class Split(Protocol):
-    @property
-    def validation_fraction(self) -> float: ...
-    @property
-    def remove_contaminated(self) -> bool: ...
-
-
-def _write(
-    funnel: Funnel,
-    train: Sequence[Record],
-    validation: Sequence[Record],
-    directory: Path,
-    copies: Mapping[str, int] = MappingProxyType({}),
-) -> Manifest:
-    trained_on = [record for record in train for _ in range(copies.get(record.source, 1))]
-    for name, records in (("train", trained_on), ("validation", validation)):
-        write_jsonl(directory / f"{name}.jsonl", map(to_row, records))
-    write_jsonl(directory / "dropped.jsonl", funnel.samples())
-    return funnel.manifest(funnel.counts(train), funnel.counts(validation))
-
-
-_SPACE = re.compile(r"\s+")
-
-
-def _prompt_key(messages: Iterable[Message]) -> bytes:
-    """White space and case aside, nothing is ignored here: 3-1 and 3+1, 是吗 and 是吗？ are different questions."""
-    text = "\0".join(f"{message.role}\1{_SPACE.sub('', message.content).lower()}" for message in messages)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+from mengya.corpus.funnel import Drop, Funnel, Manifest
+from mengya.corpus.inputs import Input
+from mengya.corpus.parts import read_zst
+from mengya.corpus.record_job import COPIES, NEAR, UNBALANCED, Job
+from mengya.corpus.record_phases import (
+    balance,
+    check_leaks,
+    compare_prompts,
+    find_copies,
+    read,
+    sign_prompts,
+    weigh,
+    write_split,
+)
+from mengya.corpus.split import check_parts
+from mengya.corpus.steps import Steps, task_pipeline, what_changed
+from mengya.corpus.streams import Rejects
+from mengya.files import atomic_path, read_json, write_jsonl
+from mengya.settings import CorpusSettings
 
 
 def build_conversations(
-    conversations: Iterable[Conversation],
-    settings: Split,
+    inputs: Sequence[Input],
+    settings: CorpusSettings,
     seed: int,
     directory: Path,
+    *,
+    work: Path,
+    rejects: Rejects,
     copies: Mapping[str, int] = MappingProxyType({}),
-    contamination: Contamination | None = None,
-) -> Manifest:
-    """The manifest of a set of conversations; reasons of drops: "empty", "duplicate_prompt", "contaminated: SET".
+    grams: Path | None = None,
+) -> tuple[Manifest, Counter[str]]:
+    """(manifest, what was mended) of conversations; reasons of drops: "empty", "duplicate_prompt",
+    "near_duplicate_prompt", "contaminated: SET".
+
+    `directory` gets train.jsonl, validation.jsonl and dropped.jsonl (up to 20 samples a reason), `rejects` what was
+    unreadable; the manifest has the shape that `funnel` describes, with "changed", "copies", "contamination", "speeds".
 
     Of conversations with one prompt (all before the last answer) the first is kept. Those that open with the same
     question fall on the same side of the split. `copies` {source: number} writes each training record of a source so
-    many times; the counts are of records, whatever their copies. With `contamination` the manifest says what they share
-    with evaluation sets, and `settings.remove_contaminated` whether such records go.
+    many times; the counts are of records, whatever their copies. With `grams`, an npz of the evaluation sets' 13-grams,
+    the manifest says what they share with these, and `settings.remove_contaminated` whether such records go.
+    UserError when nothing is left or nothing is held out.
     """
-    return _build(conversations, "conversations", settings, seed, directory, copies, contamination=contamination)
+    job = Job(work, settings, seed, "conversations", dict(copies), (), grams)
+    return _build(job, inputs, directory, rejects)
 
 
 def build_preferences(
-    preferences: Iterable[PreferencePair],
-    settings: Split,
+    inputs: Sequence[Input],
+    settings: CorpusSettings,
     seed: int,
     directory: Path,
+    *,
+    work: Path,
+    rejects: Rejects,
     copies: Mapping[str, int] = MappingProxyType({}),
     balanced: Collection[str] = (),
-    contamination: Contamination | None = None,
-) -> Manifest:
-    """The manifest of a set of preference pairs.
+    grams: Path | None = None,
+) -> tuple[Manifest, Counter[str]]:
+    """(manifest, what was mended) of preference pairs.
 
     Reasons of drops: "empty", "equal_answers", "duplicate_pair", "contaminated: SET", "length_balance". One prompt may
     have several pairs (a ranking gives them); only a pair that stood before is dropped. Of the sources in `balanced`,
     pairs are dropped until the better answer is the longer one as often as the shorter. Pairs whose prompts open with
-    the same question fall on the same side of the split. `copies` and `contamination` as for conversations.
+    the same question fall on the same side of the split. All else as for conversations.
     """
-    return _build(preferences, "pairs", settings, seed, directory, copies, balanced, contamination)
+    job = Job(work, settings, seed, "pairs", dict(copies), tuple(sorted(balanced)), grams)
+    return _build(job, inputs, directory, rejects)
 
 
-def _unbalanced(pairs: Iterable[PreferencePair], seed: int) -> list[PreferencePair]:
-    """The pairs to drop so that length does not tell the better answer; which of them is decided by their hash."""
-    longer: list[PreferencePair] = []
-    shorter: list[PreferencePair] = []
-    for pair in pairs:
-        if len(pair.chosen) != len(pair.rejected):
-            (longer if len(pair.chosen) > len(pair.rejected) else shorter).append(pair)
-    more, fewer = (longer, shorter) if len(longer) > len(shorter) else (shorter, longer)
-    more.sort(key=lambda pair: hash64(f"balance {seed}", f"{pair.prompt}\0{pair.chosen}\0{pair.rejected}".encode()))
-    return more[len(fewer) :]
+def _build(job: Job, inputs: Sequence[Input], directory: Path, rejects: Rejects) -> tuple[Manifest, Counter[str]]:
+    steps = Steps(job.work, job.settings, job.unit)
+    near = job.unit == "conversations" and job.settings.near_duplicate_prompts is not None
+
+    def count() -> int:
+        reports = (read_json(file) for file in (job.work / "read").glob("*/report.json"))
+        return sum(sum(report["by_source"].values()) for report in reports)
+
+    def phase(name: str, function: Any, num_tasks: int) -> None:
+        steps.phase(name, partial(task_pipeline, function=function, job=job), num_tasks, count)
+
+    def once(name: str, output: str, function: Any) -> None:
+        steps.once(name, output, partial(function, job), count)
+
+    steps.phase("read", partial(task_pipeline, function=read, job=(job, inputs)), len(inputs), count)
+    num_parts = len(job.parts)
+    if num_parts:
+        once("copies", COPIES, find_copies)
+        if near:
+            phase("sign", sign_prompts, num_parts)
+            once("near", NEAR, compare_prompts)
+        if job.grams is not None:
+            phase("leaks", check_leaks, num_parts)
+        if job.balanced:
+            phase("weigh", weigh, num_parts)
+            once("balance", UNBALANCED, balance)
+        phase("write", write_split, num_parts)
+
+    reports = [read_json(job.work / "read" / f"{task:05d}" / "report.json") for task in range(len(inputs))]
+    repairs = Counter[str]()
+    for report in reports:
+        rejects.absorb(report["rejects"])
+        repairs.update(report["repairs"])
+    manifest = _manifest(job, reports, directory, near)
+    manifest["speeds"] = steps.speeds
+    for split in ("train", "validation"):
+        _join(sorted((job.work / "write").glob(f"*/{split}.jsonl.zst")), directory / f"{split}.jsonl")
+    return manifest, repairs
 
 
-def _text(record: Conversation | PreferencePair) -> str:
-    """All that is said in a record, a line each."""
-    if isinstance(record, PreferencePair):
-        return "\n".join([*(message.content for message in record.prompt), record.chosen, record.rejected])
-    return "\n".join(message.content for message in record.messages)
+def _join(files: Sequence[Path], to: Path) -> None:
+    """The lines of compressed files, one after the other, in one plain file."""
+    with atomic_path(to) as temporary, open(temporary, "wb") as out:
+        for file in files:
+            with open(file, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
+                shutil.copyfileobj(stream, out)
 
 
-def _without(
-    alive: list[Conversation | PreferencePair], reasons: Mapping[int, str], funnel: Funnel, step: str
-) -> list[Conversation | PreferencePair]:
-    """`alive` without the records of these ids, which fall out for these reasons."""
-    for record in alive:
-        if id(record) in reasons:
-            reason, excerpt = reasons[id(record)], _text(record)[:EXCERPT]
-            funnel.drop(Drop(record.origin, record.source, reason, num_characters(record), excerpt))
-    left = [record for record in alive if id(record) not in reasons]
-    funnel.left(step, left)
-    return left
+def _drops(job: Job) -> Iterator[Drop]:
+    for phase in ("read", "write"):
+        for file in sorted((job.work / phase).glob("*/drops.jsonl.zst")):
+            for row in read_zst(file):
+                yield Drop(**row)
 
 
-def _build(
-    records: Iterable[Conversation] | Iterable[PreferencePair],
-    unit: str,
-    settings: Split,
-    seed: int,
-    directory: Path,
-    copies: Mapping[str, int],
-    balanced: Collection[str] = (),
-    contamination: Contamination | None = None,
-) -> Manifest:
-    funnel = Funnel(unit)
-    first: dict[bytes, str] = {}
-    alive: list[Conversation | PreferencePair] = []
-    read_characters = 0
-    for record in records:
-        funnel.read[record.source] += 1
-        read_characters += num_characters(record)
-        prompt, answers = (
-            (record.prompt, [record.chosen, record.rejected])
-            if isinstance(record, PreferencePair)
-            else (record.messages[:-1], [message.content for message in record.messages[-1:]])
-        )
-        key = _prompt_key(prompt)
-        if isinstance(record, PreferencePair):
-            key += _prompt_key(Message("assistant", answer) for answer in answers)
-        reason, twin = None, None
-        if not prompt or not all(text.strip() for text in [*answers, *(message.content for message in prompt)]):
-            reason = "empty"
-        elif len(answers) == 2 and answers[0].strip() == answers[1].strip():
-            reason = "equal_answers"
-        elif key in first:
-            reason = "duplicate_pair" if len(answers) == 2 else "duplicate_prompt"
-            twin = first[key]
-        if reason:
-            excerpt = _text(record)[:EXCERPT]
-            funnel.drop(Drop(record.origin, record.source, reason, num_characters(record), excerpt, twin))
-            continue
-        first[key] = record.origin
-        alive.append(record)
-    funnel.step("read", sum(funnel.read.values()), read_characters)
-    funnel.left("duplicates", alive)
+def _manifest(job: Job, reports: Sequence[dict[str, Any]], directory: Path, near: bool) -> Manifest:
+    funnel = Funnel(job.unit)
+    for report in reports:
+        funnel.read.update(report["by_source"])
+    for drop in _drops(job):
+        funnel.drop(drop)
+    number = sum(funnel.read.values())
+    characters = sum(report["normal_characters"] for report in reports)
+    funnel.step("read", number, sum(report["read_characters"] for report in reports))
+    funnel.step("normalise", number, characters)
+    for step, reasons, is_done in (
+        ("duplicates", ("empty", "equal_answers", "duplicate_prompt", "duplicate_pair"), True),
+        ("near_duplicate_prompts", ("near_duplicate_prompt",), near),
+        ("contamination", ("contaminated",), job.grams is not None and job.settings.remove_contaminated),
+        ("length_balance", ("length_balance",), bool(job.balanced)),
+    ):
+        gone = [amount for reason, amount in funnel.dropped.items() if reason.split(":")[0] in reasons]
+        number -= sum(amount[job.unit] for amount in gone)
+        characters -= sum(amount["characters"] for amount in gone)
+        if is_done:
+            funnel.step(step, number, characters)
+
+    parts = {split: Counter[str]() for split in ("train", "validation")}
+    for file in sorted((job.work / "write").glob("*/report.json")):
+        for split, counts in read_json(file).items():
+            for key, amount in counts.items():
+                what, source = key.split(" ", 1)
+                parts[split][what] += amount
+                funnel.kept[source] += amount if what == "records" else 0
+    fraction = job.settings.validation_fraction
+    check_parts(parts["train"]["records"], parts["validation"]["records"], fraction, job.unit)
+    manifest = funnel.manifest(
+        *({job.unit: part["records"], "characters": part["characters"]} for part in parts.values())
+    )
+    write_jsonl(directory / "dropped.jsonl", funnel.samples())
+    contamination = job.contamination()
     if contamination:
-        leaks = contamination.check([_text(record) for record in alive], [record.origin for record in alive])
-        if settings.remove_contaminated:
-            found = {
-                id(record): f"contaminated: {', '.join(sets)}"
-                for record, sets in zip(alive, leaks, strict=True)
-                if sets
-            }
-            alive = _without(alive, found, funnel, "contamination")
-    if balanced:
-        gone: dict[int, str] = {}
-        for source in sorted(balanced):
-            pairs = [record for record in alive if isinstance(record, PreferencePair) and record.source == source]
-            gone |= {id(pair): "length_balance" for pair in _unbalanced(pairs, seed)}
-        alive = _without(alive, gone, funnel, "length_balance")
-    train: list[Conversation | PreferencePair] = []
-    validation: list[Conversation | PreferencePair] = []
-    for record in alive:
-        funnel.kept[record.source] += 1
-        prompt = record.prompt if isinstance(record, PreferencePair) else record.messages[:-1]
-        opening = [message for message in prompt if message.role == "user"][:1]
-        held_out = in_validation(_prompt_key(opening), settings.validation_fraction, seed)
-        (validation if held_out else train).append(record)
-    check_parts(len(train), len(validation), settings.validation_fraction, unit)
-    manifest = _write(funnel, train, validation, directory, copies)
-    if contamination:
+        for file in sorted((job.work / "leaks").glob("*/contamination.json")):
+            contamination.absorb(file.with_suffix(""))
         manifest["contamination"] = contamination.summary()
-    manifest["copies"] = {source: number for source, number in copies.items() if number > 1}
+    manifest["changed"] = what_changed(reports, job.unit)
+    manifest["copies"] = {source: times for source, times in job.copies.items() if times > 1}
     return manifest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,52 +15,21 @@ from datatrove.pipeline.base import PipelineStep
 
 from mengya.corpus.blocks import Cleaner, PartsWriter, Reader
 from mengya.corpus.boilerplate import Boilerplate
-from mengya.corpus.contamination import Contamination, load_index
+from mengya.corpus.contamination import Contamination
 from mengya.corpus.dedup import exact_key, find_duplicates, write_signatures
+from mengya.corpus.document_job import DUPLICATES, KINDS, Job, twins_in
 from mengya.corpus.funnel import Drop
 from mengya.corpus.inputs import Input
-from mengya.corpus.parts import PartIndex, PartWriter, RowsWriter, list_parts, read_part, write_zst
+from mengya.corpus.parts import PartIndex, PartWriter, RowsWriter, read_part, write_zst
 from mengya.corpus.records import Document, to_row
 from mengya.corpus.rules import too_short
+from mengya.corpus.sentence_phases import Stripper
 from mengya.corpus.split import in_validation
-from mengya.files import atomic_directory, atomic_path, write_json
-from mengya.settings import CleaningSettings, CorpusSettings
+from mengya.corpus.steps import save_arrays
+from mengya.files import atomic_directory, write_json
 
-DUPLICATES = "duplicates.npz"
 _KEY_SLICES = 16
 _BATCH = 500  # documents
-KINDS = ("", "exact_duplicate", "near_duplicate")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every phase needs to know; it travels to the workers."""
-
-    work: Path
-    settings: CorpusSettings
-    seed: int
-    grams: Path | None = None
-    """npz of the evaluation sets' 13-grams, a set an array under its name; None where the recipe names no set."""
-
-    rules: Mapping[str, CleaningSettings] = field(default_factory=dict)
-    """How each source is cleaned, by its name."""
-
-    def contamination(self) -> Contamination | None:
-        """An empty count against the evaluation sets."""
-        if self.grams is None:
-            return None
-        return Contamination(load_index(self.grams), self.settings.min_contaminated_grams)
-
-    def clean_directory(self, task: int) -> Path:
-        return self.work / "clean" / f"{task:05d}"
-
-    @property
-    def cleaned(self) -> list[Path]:
-        return list_parts(self.work / "clean")
-
-    @property
-    def signed(self) -> list[Path]:
-        return list_parts(self.work / "sign")
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------
@@ -70,25 +39,6 @@ def clean_pipeline(task: int, job: Job, inputs: Sequence[Input]) -> list[Pipelin
     reader = Reader(inputs[task])
     cleaner = Cleaner(job.settings.cleaning(inputs[task].rules))
     return [reader, cleaner, PartsWriter(job.clean_directory(task), reader, cleaner, job.settings.part_characters)]
-
-
-class _OnPart(PipelineStep):
-    """A phase's function on the part of the task's number."""
-
-    type = "mengya"
-
-    def __init__(self, function: Any, job: Job) -> None:
-        self.name = function.__name__.strip("_").replace("_", " ")
-        super().__init__()
-        self.function, self.job = function, job
-
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        self.function(rank, self.job)
-        yield from ()
-
-
-def part_pipeline(task: int, function: Any, job: Job) -> list[PipelineStep]:
-    return [_OnPart(function, job)]
 
 
 # --- count ------------------------------------------------------------------------------------------------------------
@@ -112,7 +62,7 @@ def find_firsts(job: Job) -> None:
     keys = np.concatenate([np.load(part.with_suffix(".key.npy")) for part in job.cleaned])
     first = np.zeros(len(keys), dtype=bool)
     first[np.unique(keys, return_index=True)[1]] = True
-    _save(job.work / "first.npz", first=first)
+    save_arrays(job.work / "first.npz", first=first)
 
 
 def add_up_lines(job: Job) -> None:
@@ -146,7 +96,7 @@ def add_up_lines(job: Job) -> None:
             f"{number}.keys": np.concatenate([keys for keys, _ in kept]),
             f"{number}.counts": np.concatenate([counts for _, counts in kept]),
         }
-    _save(job.work / "lines.npz", **arrays)
+    save_arrays(job.work / "lines.npz", **arrays)
 
 
 def _boilerplate(job: Job) -> Boilerplate:
@@ -160,11 +110,6 @@ def _boilerplate(job: Job) -> Boilerplate:
                 counted[f"{number}.counts"],
             )
     return boilerplate
-
-
-def _save(path: Path, **arrays: Any) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **arrays)
 
 
 # --- sign -------------------------------------------------------------------------------------------------------------
@@ -203,11 +148,11 @@ def strip_and_sign(part: int, job: Job) -> None:
                         writer.write(document)
         if contamination:
             contamination.save(directory / "contamination")
-        if writer.num_documents:
+        if writer.num_records:
             write_signatures((d.text for d in read_part(directory / "part-000.jsonl")), directory / "part-000")
         write_zst(directory / "drops.jsonl.zst", drops)
         report = {
-            "documents": writer.num_documents,
+            "documents": writer.num_records,
             "characters": writer.num_characters,
             "changed": num_changed,
             "removed": dict(removed),
@@ -230,7 +175,7 @@ def compare(job: Job) -> None:
         )
     )
     found.sort(key=lambda duplicate: duplicate.index)
-    _save(
+    save_arrays(
         job.work / DUPLICATES,
         index=np.array([duplicate.index for duplicate in found], dtype=np.int64),
         of=np.array([duplicate.of for duplicate in found], dtype=np.int64),
@@ -246,15 +191,8 @@ def write_split(part: int, job: Job) -> None:
     """A part's documents that are left, split, and its duplicates with the origin of their twin."""
     index = PartIndex.of(job.signed)
     numbers = index.slice_of(part)
-    with np.load(job.work / DUPLICATES) as found:
-        low, high = np.searchsorted(found["index"], (numbers.start, numbers.stop))
-        mine = {name: found[name][low:high] for name in found.files}
-    twins = {
-        int(number): (index[int(of)].origin, KINDS[kind], float(similarity))
-        for number, of, kind, similarity in zip(
-            mine["index"], mine["of"], mine["kind"], mine["similarity"], strict=True
-        )
-    }
+    twins = twins_in(job, numbers)
+    stripper = Stripper(job) if job.settings.sentence_duplicates else None
     counts = {"train": Counter[str](), "validation": Counter[str]()}
     with atomic_directory(job.work / "write" / f"{part:05d}") as directory, ExitStack() as files:
         writers = {
@@ -262,10 +200,17 @@ def write_split(part: int, job: Job) -> None:
         }
         for number, document in enumerate(read_part(job.signed[part]), numbers.start):
             if number in twins:
-                origin, kind, similarity = twins[number]
-                writers["drops"].write(asdict(Drop.of(document, kind, origin, similarity)))
+                of, kind, similarity = twins[number]
+                writers["drops"].write(asdict(Drop.of(document, kind, index[of].origin, similarity)))
                 continue
+            # By the text before sentences go: which ones do depends on the other documents.
             held_out = in_validation(exact_key(document.text), job.settings.validation_fraction, job.seed)
+            if stripper:
+                whole, document = document, stripper.strip(number, document)
+                rules = job.rules.get(document.source, job.settings)
+                if document.text != whole.text and too_short(document.text, rules):
+                    writers["drops"].write(asdict(Drop.of(whole, "repeated_sentences")))
+                    continue
             split = "validation" if held_out else "train"
             writers[split].write(to_row(document))
             counts[split].update(
@@ -273,3 +218,5 @@ def write_split(part: int, job: Job) -> None:
             )
         files.close()  # before the directory appears
         write_json(directory / "report.json", {split: dict(count) for split, count in counts.items()})
+        if stripper:
+            write_json(directory / "sentences.json", stripper.report)

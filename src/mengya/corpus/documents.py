@@ -4,6 +4,7 @@
     count   each part  → how often its lines stand in documents that are no copies (boilerplate, over a source)
     sign    each part  → boilerplate taken out; signatures for the comparison; overlap with evaluation sets
     compare everything → which documents are copies of which
+    sentences          where asked: in how many of the documents that are left each sentence stands
     write   each part  → train-*.jsonl.zst, validation-*.jsonl.zst
 
 Every step but `compare` is a phase of independent tasks (see `phases`), and every file is whole or absent: after a
@@ -15,38 +16,31 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mengya.console import say
+from mengya.corpus.document_job import DUPLICATES, KINDS, SENTENCES, SHOWN, Job
 from mengya.corpus.document_phases import (
-    DUPLICATES,
-    KINDS,
-    Job,
     add_up_lines,
     clean_pipeline,
     compare,
     count_lines,
     find_firsts,
-    part_pipeline,
     strip_and_sign,
     write_split,
 )
 from mengya.corpus.funnel import Drop, Funnel, Manifest
 from mengya.corpus.inputs import Input
 from mengya.corpus.parts import read_zst
-from mengya.corpus.phases import PhaseResult, run_phase
+from mengya.corpus.sentence_phases import add_up_sentences, count_sentences, taken_sentences
 from mengya.corpus.split import check_parts
+from mengya.corpus.steps import Steps, task_pipeline, what_changed
 from mengya.corpus.streams import Rejects
 from mengya.files import read_json, write_jsonl
 from mengya.settings import CorpusSettings
-
-_COMMONEST = 20  # boilerplate lines shown
-_EXAMPLES = 5  # of what a transformation changed
 
 
 def build_documents(
@@ -62,26 +56,24 @@ def build_documents(
     """(manifest, what was mended) of the corpus that now stands in `directory`; `rejects` gets what was unreadable.
 
     The manifest has the shape that `funnel` describes, with "boilerplate" {"documents", "characters", "lines"},
-    "changed" {transformation: {"documents", "examples"}}, "contamination" where `grams` (see Job) are given, and
-    "speeds" {phase: {"documents", "seconds"}}. UserError when nothing is left, nothing is held out, or too much could
-    not be read. `all_drops(work)` gives every drop until `work` is removed.
+    "changed" {transformation: {"documents", "examples"}}, "sentences" where asked for (as "boilerplate", with the number
+    of "sentences"), "contamination" where `grams` (see Job) are given, and "speeds" {phase: {"documents", "seconds"}}.
+    UserError when nothing is left, nothing is held out, or too much could not be read. `all_drops(work)` gives every
+    drop until `work` is removed.
     """
     rules = {source.source: settings.cleaning(source.rules) for source in inputs}
     job = Job(work, settings, seed, grams, rules)
-    speeds: dict[str, dict[str, float]] = {}
+    steps = Steps(work, settings, "documents")
 
-    def phase(name: str, pipeline_of: Any, num_tasks: int) -> None:
-        result = run_phase(name, pipeline_of, num_tasks, settings, work / "phases")
-        _note(name, result, num_tasks, _num_documents(job, name), speeds)
+    def on_parts(name: str, function: Any, num_tasks: int) -> None:
+        count = partial(_num_documents, job, name)
+        steps.phase(name, partial(task_pipeline, function=function, job=job), num_tasks, count)
 
-    def once(name: str, output: str, function: Callable[[Job], None]) -> None:
-        started, is_there = time.monotonic(), (work / output).exists()
-        if not is_there:
-            function(job)
-        result = PhaseResult(time.monotonic() - started, int(not is_there))
-        _note(name, result, 1, _num_documents(job, name), speeds)
+    def once(name: str, output: str, function: Any) -> None:
+        steps.once(name, output, partial(function, job), partial(_num_documents, job, name))
 
-    phase("clean", partial(clean_pipeline, job=job, inputs=inputs), len(inputs))
+    clean = partial(clean_pipeline, job=job, inputs=inputs)
+    steps.phase("clean", clean, len(inputs), partial(_num_documents, job, "clean"))
     reports = [read_json(job.clean_directory(task) / "report.json") for task in range(len(inputs))]
     repairs = Counter[str]()
     for report in reports:
@@ -91,13 +83,16 @@ def build_documents(
     if job.cleaned:
         if not (work / "first.npz").exists():
             find_firsts(job)
-        phase("count", partial(part_pipeline, function=count_lines, job=job), len(job.cleaned))
+        on_parts("count", count_lines, len(job.cleaned))
         once("add up", "lines.npz", add_up_lines)
-        phase("sign", partial(part_pipeline, function=strip_and_sign, job=job), len(job.cleaned))
+        on_parts("sign", strip_and_sign, len(job.cleaned))
         once("compare", DUPLICATES, compare)
-        phase("write", partial(part_pipeline, function=write_split, job=job), len(job.signed))
+        if settings.sentence_duplicates:
+            on_parts("sentences", count_sentences, len(job.signed))
+            once("add up sentences", SENTENCES, add_up_sentences)
+        on_parts("write", write_split, len(job.signed))
     manifest = _manifest(job, reports, directory)
-    manifest["speeds"] = speeds
+    manifest["speeds"] = steps.speeds
     for split in ("train", "validation"):
         for number, file in enumerate(sorted((work / "write").glob(f"*/{split}.jsonl.zst"))):
             _link(file, directory / f"{split}-{number:05d}.jsonl.zst")
@@ -118,23 +113,6 @@ def _num_documents(job: Job, phase: str) -> int:
     return sum(read_json(file)[key] for file in (job.work / reports).glob("*/report.json"))
 
 
-def _note(
-    name: str, result: PhaseResult, num_tasks: int, num_documents: int, speeds: dict[str, dict[str, float]]
-) -> None:
-    """Say how fast a phase went, unless it was done before, or is done before a line is read."""
-    if not result.num_run:
-        return
-    speeds[name] = {"documents": num_documents, "seconds": round(result.seconds, 3)}
-    if result.seconds < 0.5:
-        return
-    line = f"corpus: {name}: {num_documents:,} documents in {result.seconds:.1f} s"
-    if result.num_run == num_tasks:
-        line += f", {num_documents / max(result.seconds, 1e-9):,.0f} documents/s"
-    else:
-        line += f"; {num_tasks - result.num_run} of {num_tasks} tasks were done before"
-    say(line)
-
-
 def _link(file: Path, to: Path) -> None:
     try:
         os.link(file, to)
@@ -152,7 +130,7 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
     for drop in all_drops(job.work):
         funnel.drop(drop)
     signed = [read_json(file) for file in sorted((job.work / "sign").glob("*/report.json"))]
-    late = ("boilerplate", "contaminated", "exact_duplicate", "near_duplicate")
+    late = ("boilerplate", "contaminated", "exact_duplicate", "near_duplicate", "repeated_sentences")
     left = total["read"] - sum(
         drop["documents"] for reason, drop in funnel.dropped.items() if not reason.startswith(late)
     )
@@ -183,6 +161,10 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
                 what, source = key.split(" ", 1)
                 parts[split][what] += count
                 funnel.kept[source] += count if what == "documents" else 0
+    taken = taken_sentences(job)
+    if taken is not None:
+        left, left_characters = (sum(part[what] for part in parts.values()) for what in ("documents", "characters"))
+        funnel.step("repeated_sentences", left, left_characters)
     check_parts(
         parts["train"]["documents"], parts["validation"]["documents"], job.settings.validation_fraction, "documents"
     )
@@ -196,20 +178,14 @@ def _manifest(job: Job, reports: list[dict[str, Any]], directory: Path) -> Manif
     manifest["boilerplate"] = {
         "documents": sum(report["changed"] for report in signed),
         "characters": sum(len(line) * count for line, count in removed.items()),
-        "lines": [{"line": line, "count": count} for line, count in removed.most_common(_COMMONEST)],
+        "lines": [{"line": line, "count": count} for line, count in removed.most_common(SHOWN)],
     }
+    if taken is not None:
+        manifest["sentences"] = taken
     contamination = job.contamination()
     if contamination:
         for file in sorted((job.work / "sign").glob("*/contamination.json")):
             contamination.absorb(file.with_suffix(""))
         manifest["contamination"] = contamination.summary()
-    changed: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, str]]] = {}
-    for report in reports:
-        changed.update(report["changed"])
-        for step, found in report["examples"].items():
-            examples[step] = [*examples.get(step, []), *found][:_EXAMPLES]
-    manifest["changed"] = {
-        step: {"documents": count, "examples": examples[step]} for step, count in changed.most_common()
-    }
+    manifest["changed"] = what_changed(reports, "documents")
     return manifest

@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 from mengya.console import say
 from mengya.corpus import catalogue
 from mengya.corpus.formats import FORMATS, convert, guess_format
-from mengya.corpus.records import Document
 from mengya.corpus.sources import Rejects, read_rows
 from mengya.corpus.turns import FormatError
 from mengya.errors import UserError
@@ -24,7 +23,7 @@ _ROWS_TO_GUESS_FROM = 50
 
 
 class Input(Protocol):
-    """Documents of one source, to be read by one task in any process: it must pickle."""
+    """Records of one source, to be read by one task in any process: it must pickle."""
 
     @property
     def source(self) -> str: ...
@@ -32,7 +31,7 @@ class Input(Protocol):
     def rules(self) -> Mapping[str, Any]:
         """Settings of cleaning that differ for this source from those of the corpus."""
 
-    def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Document]: ...
+    def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ class FileInput:
 
 @dataclass(frozen=True)
 class ListInput:
-    """Documents that are in memory already: the embedded corpus."""
+    """Records that are in memory already: the embedded corpus."""
 
     source: str
-    documents: Sequence[Document]
+    records: Sequence[Any]
     rules: Mapping[str, Any] = field(default_factory=dict)
 
-    def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Document]:
-        yield from self.documents
+    def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Any]:
+        yield from self.records
 
 
 def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]], said: set[str]) -> str:

@@ -1,7 +1,7 @@
-"""Documents in numbered part files: what one process writes and another reads, in order or one document at a time.
+"""Records in numbered part files: what one process writes and another reads, in order or one record at a time.
 
 While a corpus is being built its parts are plain JSON lines with an index of line starts beside them
-(`part-000.jsonl`, `part-000.idx.npy`), so that any document can be fetched for a comparison. The finished corpus is
+(`part-000.jsonl`, `part-000.idx.npy`), so that any record can be fetched for a comparison. The finished corpus is
 `train-00000.jsonl.zst …` and `validation-00000.jsonl.zst …`.
 """
 
@@ -14,44 +14,47 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar, overload
 
 import numpy as np
 import zstandard
 
 from mengya.corpus import records
-from mengya.corpus.records import Document, to_row
+from mengya.corpus.funnel import num_characters
+from mengya.corpus.records import Document, Record, to_row
 
+R = TypeVar("R", bound=Record)
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
 _ZSTD_LEVEL = 3
 
 
 class PartWriter:
-    """Documents → part-000.jsonl, part-001.jsonl … under `directory`, a new one every `part_characters`.
+    """Records → part-000.jsonl, part-001.jsonl … under `directory`, a new one every `part_characters`.
 
-    With `key`, `part-000.key.npy` holds the 16 bytes that it gives for each text. Whether the files are whole is
+    With `key`, `part-000.key.npy` holds the 16 bytes that it gives for each record. Whether the files are whole is
     for the caller to say, who makes the directory appear at once (`atomic_directory`).
     """
 
-    def __init__(self, directory: Path, part_characters: int, key: Callable[[str], bytes] | None = None) -> None:
+    def __init__(self, directory: Path, part_characters: int, key: Callable[[Any], bytes] | None = None) -> None:
         self.directory, self.part_characters, self.key = directory, part_characters, key
-        self.num_documents = self.num_characters = 0
+        self.num_records = self.num_characters = 0
         self._file: BinaryIO | None = None
         self._starts: list[int] = []
         self._keys: list[bytes] = []
         self._size = self._number = 0
 
-    def write(self, document: Document) -> None:
+    def write(self, record: Record) -> None:
         if self._file is None:
             self._file = open(self.directory / f"part-{self._number:03d}.jsonl", "wb")  # noqa: SIM115
             self._starts, self._keys, self._size = [], [], 0
         self._starts.append(self._file.tell())
-        self._file.write(json.dumps(to_row(document), ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(to_row(record), ensure_ascii=False).encode() + b"\n")
         if self.key is not None:
-            self._keys.append(self.key(document.text))
-        self._size += len(document.text)
-        self.num_documents += 1
-        self.num_characters += len(document.text)
+            self._keys.append(self.key(record))
+        characters = num_characters(record)
+        self._size += characters
+        self.num_records += 1
+        self.num_characters += characters
         if self._size >= self.part_characters:
             self._end_part()
 
@@ -75,40 +78,50 @@ class PartWriter:
 
 
 def list_parts(directory: Path) -> list[Path]:
-    """The part files under `directory` in the order of their documents."""
+    """The part files under `directory` in the order of their records."""
     return sorted(directory.glob("*/part-*.jsonl"))
 
 
-def read_part(part: Path) -> Iterator[Document]:
+@overload
+def read_part(part: Path) -> Iterator[Document]: ...
+@overload
+def read_part(part: Path, of_row: Callable[[dict[str, Any]], R]) -> Iterator[R]: ...
+def read_part(part: Path, of_row: Callable[[dict[str, Any]], Any] = records.document) -> Iterator[Any]:
+    """The records of a part; `of_row` makes one of its row (`records.document` and its like)."""
     with open(part, encoding="utf-8") as file:
         for line in file:
-            yield records.document(json.loads(line))
+            yield of_row(json.loads(line))
 
 
 @dataclass(frozen=True)
-class PartIndex:
-    """The documents of several parts, numbered through: `index[n]` is document n, `first[p]` part p's first number."""
+class PartIndex(Generic[R]):
+    """The records of several parts, numbered through: `index[n]` is record n, `first[p]` part p's first number."""
 
     parts: tuple[Path, ...]
     first: tuple[int, ...]
     starts: tuple[np.ndarray, ...]
+    of_row: Callable[[dict[str, Any]], R]
 
-    @classmethod
-    def of(cls, parts: Sequence[Path]) -> PartIndex:
+    @staticmethod
+    def of(parts: Sequence[Path]) -> PartIndex[Document]:
+        return PartIndex.of_records(parts, records.document)
+
+    @staticmethod
+    def of_records(parts: Sequence[Path], of_row: Callable[[dict[str, Any]], R]) -> PartIndex[R]:
         starts = tuple(np.load(part.with_suffix(".idx.npy"), mmap_mode="r") for part in parts)
         first = np.cumsum([0, *(len(ends) - 1 for ends in starts)])
-        return cls(tuple(parts), tuple(int(number) for number in first), starts)
+        return PartIndex(tuple(parts), tuple(int(number) for number in first), starts, of_row)
 
     def __len__(self) -> int:
         return self.first[-1]
 
-    def __getitem__(self, number: int) -> Document:
+    def __getitem__(self, number: int) -> R:
         part = int(np.searchsorted(self.first, number, side="right")) - 1
         local = number - self.first[part]
         begin, end = self.starts[part][local : local + 2]
         with open(self.parts[part], "rb") as file:
             file.seek(begin)
-            return records.document(json.loads(file.read(end - begin)))
+            return self.of_row(json.loads(file.read(end - begin)))
 
     def slice_of(self, part: int) -> slice:
         return slice(self.first[part], self.first[part + 1])

@@ -72,11 +72,12 @@ def funnel(kind: str, counts: View, directory: Path) -> View | None:
         "widest_drop": max([amounts.get(unit, 0) / total_in for _, amounts in lost] or [0]) if total_in else 0,
         "sources": _sources(counts.get("by_source") or {}),
         "boilerplate": counts.get("boilerplate") or {},
+        "sentences": counts.get("sentences") or {},
         "changed": [
             {
                 "name": step,
                 "zh": TRANSFORMATIONS.get(step, ""),
-                "count": f"{found['documents']:,}",
+                "count": f"{found[unit]:,}",
                 "examples": found["examples"][:2],
             }
             for step, found in (counts.get("changed") or {}).items()

@@ -130,7 +130,7 @@ def _texts_of(origins: set[str], files: Sequence[Path]) -> dict[str, str]:
 
 
 def _whole_text(row: Row) -> str:
-    """The text that a dropped record's excerpt would be the beginning of (see `corpus.build`)."""
+    """The text that a dropped record's excerpt would be the beginning of (see `corpus.messages`)."""
     if "text" in row:
         return str(row["text"])
     turns = [str(turn["content"]) for turn in row.get("prompt") or row.get("messages") or []]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
-from mengya.settings.cleaning import CleaningSettings, Rules
+from mengya.settings.cleaning import MESSAGE_KEYS, TRANSFORMATION_KEYS, CleaningSettings, Rules, only_transformations
 
 
 class Identity(Settings):
@@ -55,7 +55,8 @@ class Source(Settings):
     copies: Positive = 1
     """How often each of its conversations or pairs is trained on, for the few that must be learnt well."""
     rules: Rules = {}
-    """How its documents are cleaned, where not as `corpus` says: keys of cleaning, or `web` or `encyclopaedia`."""
+    """How its documents are cleaned, where not as `corpus` says: keys of cleaning, or `web` or `encyclopaedia`. Of a
+    source of conversations or pairs, the names of transformations alone."""
     balance_lengths: bool = False
     """Drop pairs until the better answer is the longer one as often as the shorter, so that length tells nothing."""
 
@@ -68,7 +69,14 @@ class Source(Settings):
         return Path(self.path or "").name.split(".")[0]
 
 
-SourceList = list[Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]]
+def _with_message_rules(source: Source) -> Source:
+    only_transformations(source.rules)
+    return source
+
+
+_Source = Annotated[Source, BeforeValidator(lambda v: {"playground": True} if v == "playground" else v)]
+SourceList = list[_Source]
+MessageSourceList = list[Annotated[_Source, AfterValidator(_with_message_rules)]]
 
 
 class EvaluationSet(Settings):
@@ -117,9 +125,9 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
 
     documents: SourceList = []
     """Pretraining text."""
-    conversations: SourceList = []
+    conversations: MessageSourceList = []
     """Instruction data."""
-    preferences: SourceList = []
+    preferences: MessageSourceList = []
     """Preference pairs, for the reward model, DPO and (their prompts) PPO."""
     boilerplate_documents: Positive = 10
     """A notice in more documents of a source than this is boilerplate and removed …"""
@@ -127,6 +135,13 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
     """… any other line must also stand in more than this share of them."""
     near_duplicate_threshold: Fraction = 0.8
     """Jaccard similarity of character 5-grams from which two documents are one (MinHash-LSH, verified exactly)."""
+    sentence_duplicates: Positive | None = None
+    """A sentence or line of 20 characters and more that stands in more documents than this, over all sources and after
+    copies are gone, is kept in the first of them only."""
+    near_duplicate_prompts: Annotated[float, Field(gt=0.5, le=1.0)] | None = None
+    """Jaccard similarity from which the prompts of two conversations are one and only one conversation is kept."""
+    near_duplicate_prompts_keep: Literal["longest", "first"] = "longest"
+    """Which one: that of the longest answer, or the first in the order of the sources."""
     evaluation: list[EvaluationSet] = []
     """Evaluation sets with which training data is compared, by 13-grams of characters."""
     min_contaminated_grams: Positive = 8
@@ -143,6 +158,11 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
     def cleaning(self, rules: Mapping[str, Any] | None = None) -> CleaningSettings:
         """The cleaning of a source with these `rules`: the corpus's own, with the rules' keys over them."""
         own = {name: getattr(self, name) for name in CleaningSettings.model_fields}
+        return CleaningSettings(**{**own, **(rules or {})})
+
+    def message_cleaning(self, rules: Mapping[str, Any] | None = None) -> CleaningSettings:
+        """The cleaning of the messages of a source: the safe transformations as the corpus has them, and its `rules`."""
+        own = {name: name in MESSAGE_KEYS and getattr(self, name) for name in TRANSFORMATION_KEYS}
         return CleaningSettings(**{**own, **(rules or {})})
 
 

@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mengya.console import say
 from mengya.corpus import catalogue, playground
 from mengya.corpus.build import build_conversations, build_preferences
-from mengya.corpus.contamination import Contamination, evaluation_grams, load_index, save_index
+from mengya.corpus.contamination import evaluation_grams, save_index
 from mengya.corpus.documents import all_drops, build_documents
 from mengya.corpus.evaluation_sets import read_evaluation
 from mengya.corpus.funnel import score_dedup
 from mengya.corpus.inputs import Input, Kind, ListInput, file_inputs
 from mengya.corpus.playground import Playground
 from mengya.corpus.provenance import attribution, source_record
-from mengya.corpus.records import Document, Record, to_row
+from mengya.corpus.records import Record, to_row
 from mengya.corpus.sources import Rejects
 from mengya.errors import UserError
 from mengya.evaluate.score import proportion
@@ -35,22 +36,14 @@ def world_of_recipe(recipe: Recipe) -> Playground:
     return Playground(seed=recipe.seed, **recipe.playground.model_dump(), **recipe.identity.model_dump())
 
 
-def _records(
-    sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe, rejects: Rejects, repairs: Counter[str]
-) -> Iterator[Any]:
-    for source in sources:
-        if source.playground:
-            yield from embedded
-            continue
-        for part in file_inputs(source, kind, recipe.identity):
-            yield from part.read(rejects, repairs)
-
-
-def _inputs(sources: list[Source], embedded: list[Document]) -> list[Input]:
-    """What the documents are read from, in the recipe's order: a source's files one by one."""
+def _inputs(sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe) -> list[Input]:
+    """What records are read from, in the recipe's order: a source's files one by one."""
     inputs: list[Input] = []
     for source in sources:
-        inputs += [ListInput(playground.SOURCE, embedded, source.rules)] if source.playground else file_inputs(source)
+        if source.playground:
+            inputs.append(ListInput(playground.SOURCE, embedded, source.rules))
+        else:
+            inputs += file_inputs(source, kind, None if kind == "document" else recipe.identity)
     return inputs
 
 
@@ -98,8 +91,9 @@ def _uses_playground(sources: list[Source]) -> bool:
 
 def _replace_held_out(directory: Path, held_out: list[Record]) -> None:
     """Playground records of the validation split give way to those with held-out wordings, which training never saw."""
-    kept = [row for row in read_jsonl(directory / "validation.jsonl") if row["source"] != playground.SOURCE]
-    write_jsonl(directory / "validation.jsonl", [*kept, *map(to_row, held_out)])
+    rows = read_jsonl(directory / "validation.jsonl")  # open until the new file takes its name
+    kept = (row for row in rows if row["source"] != playground.SOURCE)
+    write_jsonl(directory / "validation.jsonl", chain(kept, map(to_row, held_out)))
 
 
 @contextmanager
@@ -140,7 +134,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
     grams = _evaluation_grams(settings, work)
     with atomic_directory(context.directory / "documents") as directory:
         if settings.documents:  # without any, token files alone are trained on
-            inputs = _inputs(settings.documents, [plant.document for plant in planted])
+            inputs = _inputs(settings.documents, "document", [plant.document for plant in planted], recipe)
             counts["documents"], repairs = build_documents(
                 inputs, settings, recipe.seed, directory, work=work, rejects=rejects, grams=grams
             )
@@ -150,10 +144,11 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
 
     held_out: dict[str, list[Record]] = {"conversations": [], "preferences": []}
     balanced = {source.label for source in settings.preferences if source.balance_lengths}
-    for name, kind, builder in (
+    kinds: tuple[tuple[str, Kind, Any], ...] = (
         ("conversations", "conversation", build_conversations),
         ("preferences", "preference", partial(build_preferences, balanced=balanced)),
-    ):
+    )
+    for name, kind, builder in kinds:
         sources: list[Source] = getattr(settings, name)
         embedded: list[Any] = []
         if _uses_playground(sources):
@@ -161,10 +156,17 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
             embedded, held_out[name] = generate(world, "train"), generate(world, "validation")
         with atomic_directory(context.directory / name) as directory:
             if sources:
-                records = _records(sources, kind, embedded, recipe, rejects, repairs)  # type: ignore[arg-type]
-                copies = {source.label: source.copies for source in sources}
-                against = None if grams is None else Contamination(load_index(grams), settings.min_contaminated_grams)
-                counts[name] = builder(records, settings, recipe.seed, directory, copies, contamination=against)
+                counts[name], mended = builder(
+                    _inputs(sources, kind, embedded, recipe),
+                    settings,
+                    recipe.seed,
+                    directory,
+                    work=work / name,
+                    rejects=rejects,
+                    copies={source.label: source.copies for source in sources},
+                    grams=grams,
+                )
+                repairs += mended
             else:
                 write_jsonl(directory / "train.jsonl", [])
                 write_jsonl(directory / "validation.jsonl", [])
