@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -5,11 +8,12 @@ from hypothesis import strategies as st
 from small_tokenizer import TEXTS, small_tokenizer
 
 from mengya.corpus.records import Document
-from mengya.data import shard_groups
+from mengya.data import shard_groups, slices
 from mengya.data import shard_writer as shards
 from mengya.data.shard_writer import write_shards
 from mengya.data.shards import TokenShards
 from mengya.errors import UserError
+from mengya.files import read_json, write_json
 
 DOCUMENTS = [Document(text, source) for n, source in enumerate(("河边", "集市", "山上")) for text in TEXTS[n::3]]
 
@@ -168,3 +172,65 @@ def test_targets_of_a_piece_are_the_tokens_after_its_inputs(tmp_path):
     inputs, targets = read.piece(4, 3, 5)
     np.testing.assert_array_equal(inputs, read[4][3:8])
     np.testing.assert_array_equal(targets, read[4][4:9])
+
+
+def test_few_files_are_open_at_once_and_none_when_the_shards_are_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(slices, "_MOST_OPEN", 3)
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+
+    def held():
+        links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        return sum(link.is_symlink() and str(tmp_path) in os.readlink(link) for link in links)
+
+    read = TokenShards(tmp_path)
+    assert len(read.index["shards"]) > 3
+    for order in (range(len(read)), reversed(range(len(read)))):
+        assert sorted(small_tokenizer().decode(read[i][1:-1]) for i in order) == sorted(TEXTS)
+        assert 0 < held() <= 3
+    del read
+    assert held() == 0
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_named_instead_of_killing_the_process(tmp_path):
+    write_shards(DOCUMENTS, small_tokenizer(), tmp_path, shard_tokens=300)
+    read = TokenShards(tmp_path)
+    last = len(read) - 1
+    read[last]
+    os.truncate(tmp_path / f"{read.index['shards'][-1]['name']}.bin", 8)
+    with pytest.raises(UserError, match=r"cut since it was opened.*run the shards stage again"):
+        read[last]
+
+
+def test_shards_of_several_sources_as_they_once_were_are_read(tmp_path):
+    write_shards([Document(text, "甲") for text in TEXTS], small_tokenizer(), tmp_path)
+    index = read_json(tmp_path / "train.index.json")
+    facts = np.load(tmp_path / "train-甲-00000.doc.npy")
+    facts[:, 0] = np.arange(len(facts)) // 7 % 2
+    np.save(tmp_path / "train-甲-00000.doc.npy", facts)
+    index["shards"][0]["sources"] = {"乙": 0, "甲": 0}
+    index["sources"] = {"丙": 0, "乙": 0, "甲": 0}
+    write_json(tmp_path / "train.index.json", index)
+    read = TokenShards(tmp_path)
+    assert read.source_ids_N.tolist() == (1 + facts[:, 0]).tolist()
+    for source, name in enumerate(read.source_names):
+        assert read.tokens_by_source()[name] == read.lengths_N[read.source_ids_N == source].sum()
+    assert read.origin_of(8) == "甲, document 8"
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_a_slice_of_the_lengths_is_that_part_of_all(some_shards, first, stop):
+    whole = np.asarray(some_shards.num_inputs_N)
+    assert some_shards.num_inputs_N[first:stop].tolist() == whole[first:stop].tolist()
+
+
+@given(st.integers(0, 2500))
+def test_the_first_documents_within_a_number_of_tokens(some_shards, tokens):
+    expected = sum(total <= tokens for total in np.cumsum(some_shards.lengths_N))
+    assert some_shards.documents_within(tokens) == expected
+
+
+@pytest.fixture(scope="module")
+def some_shards(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("shards")
+    write_shards(DOCUMENTS, small_tokenizer(), directory, shard_tokens=300)
+    return TokenShards(directory)

@@ -23,25 +23,45 @@ def shards(tmp_path):
 
 
 def tokens_of_epoch(loader, shards, epoch):
-    """{source: its tokens in an epoch's plan}."""
-    plan = loader.rows_of(epoch).plan
+    """{source: its tokens in an epoch's plans}."""
     counts = Counter()
-    for document, length in zip(plan.documents.tolist(), plan.lengths.tolist(), strict=True):
-        counts[shards.source_names[shards.source_ids_N[document % len(shards)]]] += length
+    for window in range(loader.num_windows):
+        plan = loader.plan(epoch, window)
+        for document, length in zip(plan.documents.tolist(), plan.lengths.tolist(), strict=True):
+            counts[shards.source_names[shards.source_ids_N[document % len(shards)]]] += length
     return counts
 
 
-def test_a_source_of_weight_two_comes_twice_an_epoch_and_of_none_never(shards):
+WINDOWS = pytest.mark.parametrize("window_examples", [10_000, 25])
+
+
+@WINDOWS
+def test_a_source_of_weight_two_comes_twice_an_epoch_and_of_none_never(shards, window_examples):
     once = tokens_of_epoch(PackedLoader(shards, **OPTIONS), shards, 0)
-    mixed = PackedLoader(Mixture(shards, {"甲": 2.0, "乙": 1.0, "丙": 0.0}), **OPTIONS)
+    mixture = Mixture(shards, {"甲": 2.0, "乙": 1.0, "丙": 0.0})
+    mixed = PackedLoader(mixture, **OPTIONS, window_examples=window_examples)
+    assert (mixed.num_windows > 1) == (window_examples == 25)
     for epoch in (0, 1):
         counts = tokens_of_epoch(mixed, shards, epoch)
         assert counts == {"甲": 2 * once["甲"], "乙": once["乙"]}
 
 
-def test_a_fraction_is_drawn_anew_each_epoch_and_right_on_average(shards):
+def test_copies_of_a_document_spread_over_the_windows(shards):
+    mixed = PackedLoader(Mixture(shards, {"甲": 2.0, "乙": 1.0, "丙": 1.0}), **OPTIONS, window_examples=10)
+    window_of = {}
+    for window in range(mixed.num_windows):
+        for example in mixed.plan(0, window).documents.tolist():
+            window_of[example] = window
+    copies = [(window_of[n], window_of[n + len(shards)]) for n in range(len(shards)) if n + len(shards) in window_of]
+    assert len(copies) == len(TEXTS) // 2
+    assert sum(first == second for first, second in copies) < len(copies) / 2
+
+
+@WINDOWS
+def test_a_fraction_is_drawn_anew_each_epoch_and_right_on_average(shards, window_examples):
     once = tokens_of_epoch(PackedLoader(shards, **OPTIONS), shards, 0)
-    mixed = PackedLoader(Mixture(shards, {"甲": 1.5, "乙": 1.0, "丙": 1.0}), **OPTIONS)
+    mixture = Mixture(shards, {"甲": 1.5, "乙": 1.0, "丙": 1.0})
+    mixed = PackedLoader(mixture, **OPTIONS, window_examples=window_examples)
     epochs = [tokens_of_epoch(mixed, shards, epoch)["甲"] for epoch in range(40)]
     assert len(set(epochs)) > 1
     assert np.mean(epochs) / once["甲"] == pytest.approx(1.5, abs=0.05)
@@ -60,18 +80,20 @@ def test_two_copies_in_a_row_are_two_documents(shards):
     assert shared, "the case must occur"
 
 
-def test_a_resumed_mixture_goes_on_with_the_same_batches(shards):
+@WINDOWS
+def test_a_resumed_mixture_goes_on_with_the_same_batches(shards, window_examples):
+    options = {**OPTIONS, "window_examples": window_examples}
     mixture = Mixture(shards, {"甲": 1.5, "乙": 0.5, "丙": 2.0})
-    first = PackedLoader(mixture, **OPTIONS)
+    first = PackedLoader(mixture, **options)
     for _ in range(30):
         next(first)
-    second = PackedLoader(mixture, **OPTIONS)
+    second = PackedLoader(mixture, **options)
     second.load_state_dict(first.state_dict())
     for _ in range(20):
         (a,), (b,) = next(first), next(second)
         assert a.ids_BT.equal(b.ids_BT)
         assert a.targets_BT.equal(b.targets_BT)
-    other = PackedLoader(Mixture(shards, {"甲": 1.0, "乙": 1.0, "丙": 1.0}), **OPTIONS)
+    other = PackedLoader(Mixture(shards, {"甲": 1.0, "乙": 1.0, "丙": 1.0}), **options)
     with pytest.raises(UserError, match="data"):
         other.load_state_dict(first.state_dict())
 

@@ -1,13 +1,14 @@
 """Objectives against hand arithmetic and independent implementations."""
 
 import math
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mengya.data.pairs import TokenPair, pair_batch
 from mengya.objectives import policy
 from mengya.objectives.preference import completion_logps, dpo, dpo_loss
 from mengya.objectives.reward import bradley_terry
@@ -36,7 +37,9 @@ def test_dpo_starts_at_log_two_and_falls_as_the_margin_grows():
 class _Uniform(torch.nn.Module):
     """A language model to which every token is equally likely."""
 
-    def hidden(self, ids_BT):
+    compute_dtype = torch.float32
+
+    def hidden(self, ids_BT, **_):
         return torch.zeros(*ids_BT.shape, 4)
 
     def logits(self, x):
@@ -50,11 +53,8 @@ def test_completion_logps_sum_over_the_answers_tokens_only():
 
 
 def test_dpo_loss_takes_the_reference_of_its_own_pairs():
-    half = SimpleNamespace(
-        ids_BT=torch.zeros(4, 3, dtype=torch.long), completion_BT=torch.tensor([[False, True, True]] * 4)
-    )
-    chosen = SimpleNamespace(completion_BT=half.completion_BT[:2])
-    batch = SimpleNamespace(both=half, chosen=chosen, indices_B=torch.tensor([2, 0]))
+    ids = np.zeros(3, dtype=np.int64)
+    batch = pair_batch([TokenPair(1, ids, ids)] * 3, [2, 0], pad_id=0)
     own = -2 * math.log(8)
     reference = torch.tensor([[own - 1.0, own], [0.0, 0.0], [own, own - 3.0]])
     terms = dpo_loss(reference, beta=0.5, label_smoothing=0.0)(_Uniform(), batch)

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from mengya.corpus.records import Conversation, Message
+from mengya.data.origins import named
 from mengya.data.packing import IGNORE
 from mengya.tokenizer.encode import ChatTokenizer
 
@@ -17,9 +18,12 @@ class TokenExamples:
     """Rendered examples as flat arrays, ready to be packed (`data.packing.Examples`).
 
     An example of n ids has n - 1 inputs; the target at t is id t + 1 where that one is trained on, else IGNORE.
+    `origins`, where they are known, name the examples; they may be filled while `rendered` is read.
     """
 
-    def __init__(self, rendered: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> None:
+    def __init__(
+        self, rendered: Iterable[tuple[Sequence[int], Sequence[bool]]], origins: Sequence[str] | None = None
+    ) -> None:
         ids: list[np.ndarray] = []
         trained: list[np.ndarray] = []
         for example_ids, example_trained in rendered:
@@ -29,6 +33,8 @@ class TokenExamples:
         self._start_N = np.concatenate([[0], np.cumsum([len(example) for example in ids])]).astype(np.int64)
         self._ids = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
         self._trained = np.concatenate(trained) if trained else np.empty(0, dtype=bool)
+        assert origins is None or len(origins) == len(self)
+        self._origins = origins
 
     def __len__(self) -> int:
         return len(self._start_N) - 1
@@ -52,6 +58,10 @@ class TokenExamples:
         for array in (self._start_N, self._ids, self._trained):
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def origin_of(self, index: int) -> str:
+        """ "SOURCE FILE:LINE" of an example's conversation, else "conversations, example N"."""
+        return self._origins[index] if self._origins is not None else f"conversations, example {index}"
 
     def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         begin = self._start_N[document] + start
@@ -98,12 +108,14 @@ def render_conversations(
     even the last exchange is longer: nothing is ever cut inside a message. Foreign chat templates may raise UserError.
     """
     counts = {"examples": 0, "dropped": 0, "turns_dropped": 0}
+    origins: list[str] = []
 
     def rendered() -> Iterator[tuple[list[int], list[bool]]]:
         for conversation in conversations:
             for turns_dropped, left in without_leading_turns(conversation.messages):
                 ids, trained = tokenizer.render(left)
                 if len(ids) <= max_tokens:
+                    origins.append(named(conversation.source, conversation.origin, counts["examples"]))
                     counts["examples"] += 1
                     counts["turns_dropped"] += turns_dropped
                     yield ids, trained
@@ -111,5 +123,5 @@ def render_conversations(
             else:
                 counts["dropped"] += 1
 
-    examples = TokenExamples(rendered())
+    examples = TokenExamples(rendered(), origins)
     return examples, {**counts, "tokens": int(examples.num_inputs_N.sum()), "trained_tokens": examples.num_trained}

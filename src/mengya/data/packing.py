@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from mengya.data.slices import Column
+
 IGNORE = -100
 """The target of a position without loss, as in torch.nn.functional.cross_entropy."""
 PADDING = -1
@@ -25,13 +27,19 @@ class Examples(Protocol):
     """What can be packed: token shards, or a list of rendered conversations."""
 
     @property
-    def num_inputs_N(self) -> np.ndarray: ...
+    def num_inputs_N(self) -> np.ndarray | Column:
+        """Inputs of every example: an array, or what reads slices of one that is too long to be held."""
+        ...
 
     @property
     def fingerprint(self) -> str: ...
 
     def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, int64 (length,) each; targets are already shifted, IGNORE where there is no loss."""
+        ...
+
+    def origin_of(self, index: int) -> str:
+        """ "SOURCE FILE:LINE" of an example, as far as it is known."""
         ...
 
 
@@ -64,13 +72,17 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class PackPlan:
-    """Which pieces stand in which row: row r holds the pieces row_starts[r] … row_starts[r + 1] - 1, in that order."""
+    """Which pieces stand in which row: row r holds the pieces row_starts[r] … row_starts[r + 1] - 1, in that order.
+
+    `num_offered` are the inputs that were to be packed.
+    """
 
     row_length: int
     row_starts: np.ndarray
     documents: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    num_offered: int
 
     @property
     def num_rows(self) -> int:
@@ -79,6 +91,16 @@ class PackPlan:
     @property
     def padding_share(self) -> float:
         return 1.0 - float(self.lengths.sum()) / max(1, self.num_rows * self.row_length)
+
+    @property
+    def num_split(self) -> int:
+        """Examples that are longer than a row: each has one second piece."""
+        return int((self.starts == self.row_length).sum())
+
+    @property
+    def num_cropped(self) -> int:
+        """Inputs that stand in no row."""
+        return self.num_offered - int(self.lengths.sum())
 
     def pieces(self, row: int) -> Iterator[tuple[int, int, int]]:
         """(document, start, length) of each piece of a row."""
@@ -115,7 +137,8 @@ def pack(lengths_N: np.ndarray, row_length: int, rng: np.random.Generator | None
     row_of = row_order[row_of]
     by_row = np.argsort(row_of, kind="stable")
     row_starts = np.searchsorted(row_of[by_row], np.arange(num_rows + 1))
-    return PackPlan(row_length, row_starts, documents[by_row], starts[by_row], lengths[by_row])
+    offered = int(lengths_N.sum())
+    return PackPlan(row_length, row_starts, documents[by_row], starts[by_row], lengths[by_row], offered)
 
 
 def _best_fit(lengths: np.ndarray, row_length: int, first_row: int) -> tuple[np.ndarray, int]:

@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mengya.corpus.records import Document
+from mengya.data.origins import write_origins
 from mengya.data.shard_groups import shard_groups
 from mengya.data.shards import FILES
 from mengya.errors import UserError
@@ -70,6 +71,8 @@ def write_shards(
     with _workers(num_workers, tokenizer) as submit:
         for number, (stem_name, group) in enumerate(shard_groups(documents, tokenizer, shard_tokens)):
             stem = directory / f"{name}-{stem_name}"
+            # Beside the shard, not of it: a document that moved to another line is the same document.
+            write_origins(directory, stem.name, (document.origin for document in group))
             key = _key(group, tokenizer, dtype)
             done = _finished(stem, key)
             if done is None and key in earlier:
@@ -87,8 +90,9 @@ def write_shards(
     shards = [finished[number] for number in sorted(finished)]
     if not shards:
         raise UserError("no document to write", where=directory, mend="see the corpus stage's funnel for what was kept")
-    for file in directory.glob(f"{name}-*"):  # another run's leftovers
-        if file.name.split(".")[0] not in {shard["name"] for shard in shards}:
+    written = {shard["name"] for shard in shards}
+    for file in [*directory.glob(f"{name}-*"), *directory.glob(f".{name}-*")]:  # another run's leftovers
+        if file.name.removeprefix(".").split(".")[0] not in written:
             file.unlink()
     totals = ("documents", "tokens", "bytes")
     sources: dict[str, dict[str, int]] = {}

@@ -11,36 +11,23 @@ of several is how a well-known trainer lost most of its data.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mengya.data.shards import TokenShards
+from mengya.data.slices import FileReader, npy_start
+from mengya.data.token_source import JoinedTokens, TokenSource
 from mengya.errors import UserError
 from mengya.files import atomic_path, read_json, sha256_of, write_json
 
 _CHUNK_TOKENS = 1 << 24
 _MEND = "run the shards stage again"
-
-
-class TokenSource(Protocol):
-    """What training reads: token shards, token files, or both."""
-
-    lengths_N: np.ndarray
-    source_ids_N: np.ndarray
-    source_names: list[str]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, document: int) -> np.ndarray: ...
-    def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def num_inputs_N(self) -> np.ndarray: ...
-    @property
-    def fingerprint(self) -> str: ...
+_INT64 = np.dtype("<i8")
 
 
 def _ends_of(file: Path, dtype: str, end_id: int, vocab_size: int) -> tuple[np.ndarray, int, str]:
@@ -130,8 +117,8 @@ def index_token_files(
     return index
 
 
-class TokenFiles:
-    """All documents of all token files, memory-mapped; the interface of `TokenShards` but for the texts' bytes.
+class TokenFiles(TokenSource):
+    """All documents of all token files, read where they lie; the interface of `TokenShards` but for the texts' bytes.
 
     A file that is missing, or has another size than when it was indexed, is a UserError that names it.
     """
@@ -141,99 +128,62 @@ class TokenFiles:
         self._end_id: int = self.index["end_id"]
         self._dtype = np.dtype(self.index["dtype"]).newbyteorder("<")
         self.vocab_size: int = self.index["vocab_size"]
-        for entry in self.index["files"]:
-            file = Path(entry["path"])
+        self.source_names = [self.index["source"]]
+        self._files = [Path(entry["path"]) for entry in self.index["files"]]
+        for file, entry in zip(self._files, self.index["files"], strict=True):
             if not file.is_file():
                 raise UserError("this token file is no longer there", where=file, mend=f"bring it back, or {_MEND}")
             if file.stat().st_size != entry["bytes"]:
                 raise UserError("this token file has changed since it was indexed", where=file, mend=_MEND)
-        self._tokens = [
-            np.memmap(entry["path"], self._dtype, "r") if entry["bytes"] else np.zeros(0, self._dtype)
-            for entry in self.index["files"]
-        ]
-        self._file_of_N = np.repeat(
-            np.arange(len(self._tokens), dtype=np.int32), [entry["documents"] for entry in self.index["files"]]
-        )
-        places = np.load(Path(directory) / f"{name}.files.npy", allow_pickle=False)
-        self._start_N, self.lengths_N = places[:, 0], places[:, 1]
-        self.source_names = [self.index["source"]]
-        self.source_ids_N = np.zeros(len(places), np.int64)
+        self._first = [0, *accumulate(entry["documents"] for entry in self.index["files"])]
+        places = Path(directory) / f"{name}.files.npy"
+        self._places_start = npy_start(places, (self._first[-1], 2), _MEND)
+        self._reader = FileReader([*self._files, places], _MEND)
 
     def __len__(self) -> int:
-        return len(self.lengths_N)
+        return self._first[-1]
 
-    def __getitem__(self, document: int) -> np.ndarray:
-        return self._read(int(self._file_of_N[document]), int(self._start_N[document]), int(self.lengths_N[document]))
+    def _places(self, first: int, stop: int) -> np.ndarray:
+        """(documents, 2): position in its file, stored tokens."""
+        numbers = self._reader.numbers(len(self._files), _INT64, self._places_start, 2 * first, 2 * stop)
+        return numbers.reshape(-1, 2)
+
+    def lengths(self, first: int, stop: int) -> np.ndarray:
+        return self._places(first, stop)[:, 1]
+
+    def stored(self, document: int, start: int, length: int) -> np.ndarray:
+        ((begin, stored),) = self._places(document, document + 1).tolist()
+        return self._read(self._file_of(document), begin + start, min(length, stored - start))
+
+    def _file_of(self, document: int) -> int:
+        return bisect_right(self._first, document) - 1
 
     def _read(self, file: int, start: int, length: int) -> np.ndarray:
         if start >= 0:
-            return self._tokens[file][start : start + length]
+            return self._reader.numbers(file, self._dtype, 0, start, start + length)
         boundary = np.array([self._end_id], self._dtype)
-        return np.concatenate([boundary, self._tokens[file][: start + length]])
+        return np.concatenate([boundary, self._reader.numbers(file, self._dtype, 0, 0, start + length)])
 
     def held_out(self) -> list[np.ndarray]:
         """The documents that are kept from training, without their boundaries."""
         found = [self._read(*place) for place in self.index["held_out"]]
         return [ids[1:-1] if ids[-1] == self._end_id else ids[1:] for ids in found]
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths_N.sum())
+    def runs(self) -> list[tuple[int, int]]:
+        return [(0, len(self))]
 
-    @property
-    def num_inputs_N(self) -> np.ndarray:
-        return self.lengths_N - 1
+    def tokens_by_source(self) -> dict[str, int]:
+        return {self.index["source"]: self.index["tokens"]}
 
-    def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of a piece of a document: every token is learnt but the first."""
-        file, begin = int(self._file_of_N[document]), int(self._start_N[document]) + start
-        tokens = self._read(file, begin, length + 1).astype(np.int64)
-        return tokens[:-1], tokens[1:]
+    def origin_of(self, index: int) -> str:
+        """ "SOURCE FILE, token N": such files have no lines; N is the document's first own token."""
+        position = int(self._places(index, index + 1)[0, 0])
+        return f"{self.index['source']} {self._files[self._file_of(index)]}, token {position + 1}"
 
     @property
     def fingerprint(self) -> str:
         facts = [self.index["end_id"], self.index["dtype"], self.index["held_out"]]
         return sha256_of([*facts, *(entry["sha256"] for entry in self.index["files"])])
-
-
-class JoinedTokens:
-    """Several token sources as one, documents in the order given."""
-
-    def __init__(self, parts: Sequence[TokenSource]) -> None:
-        self._parts = list(parts)
-        self._first = np.cumsum([0, *(len(part) for part in parts)])
-        self.lengths_N = np.concatenate([part.lengths_N for part in parts])
-        self.source_names = [name for part in parts for name in part.source_names]
-        before = np.cumsum([0, *(len(part.source_names) for part in parts)])
-        shifted = zip(parts, before[:-1], strict=True)
-        self.source_ids_N = np.concatenate([part.source_ids_N + shift for part, shift in shifted])
-
-    def __len__(self) -> int:
-        return len(self.lengths_N)
-
-    def _locate(self, document: int) -> tuple[TokenSource, int]:
-        part = int(np.searchsorted(self._first, document, side="right")) - 1
-        return self._parts[part], document - int(self._first[part])
-
-    def __getitem__(self, document: int) -> np.ndarray:
-        part, own = self._locate(document)
-        return part[own]
-
-    def piece(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        part, own = self._locate(document)
-        return part.piece(own, start, length)
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.lengths_N.sum())
-
-    @property
-    def num_inputs_N(self) -> np.ndarray:
-        return self.lengths_N - 1
-
-    @property
-    def fingerprint(self) -> str:
-        return sha256_of([part.fingerprint for part in self._parts])
 
 
 def open_tokens(directory: Path, name: str = "train") -> TokenSource:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mengya.model.attention import AttentionMask
 from mengya.objectives.terms import Terms, token_logps
 
 
@@ -33,6 +34,17 @@ def completion_logps(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tenso
     return torch.zeros(len(ids_BT), device=ids_BT.device).index_add(0, rows_N, logps_N)
 
 
+def packed_logps(model: Any, batch: Any) -> Tensor:
+    """Σ log p over the completion of each sequence of a `data.pairs.PairBatch`, shape (S), the chosen ones first."""
+    attention = AttentionMask.packed(batch.documents_BT, model.compute_dtype)
+    # No row begins with an answer, so the token before one is of its own sequence.
+    rows_N, columns_N = batch.completion_BT[:, 1:].nonzero(as_tuple=True)
+    x_BTC = model.hidden(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
+    logps_N = token_logps(model.logits(x_BTC[rows_N, columns_N]), batch.ids_BT[rows_N, columns_N + 1])
+    sequences_N = batch.documents_BT[rows_N, columns_N]
+    return torch.zeros(len(batch.last_S), device=logps_N.device).index_add(0, sequences_N, logps_N)
+
+
 def dpo_loss(
     reference_logps_N2: Tensor, beta: float, label_smoothing: float, nll_coefficient: float = 0.0
 ) -> Callable[[Any, Any], Terms]:
@@ -44,11 +56,10 @@ def dpo_loss(
     """
 
     def objective(model: Any, batch: Any) -> Terms:
-        both = batch.both
-        chosen_B, rejected_B = completion_logps(model, both.ids_BT, both.completion_BT).chunk(2)
+        chosen_B, rejected_B = packed_logps(model, batch).chunk(2)
         reference_chosen_B, reference_rejected_B = reference_logps_N2[batch.indices_B].unbind(1)
         losses_B = dpo(chosen_B - rejected_B, reference_chosen_B - reference_rejected_B, beta, label_smoothing)
-        losses_B = losses_B - nll_coefficient * chosen_B / batch.chosen.completion_BT.sum(1)
+        losses_B = losses_B - nll_coefficient * chosen_B / batch.completion_lengths_S[: len(chosen_B)]
         with torch.no_grad():
             chosen_gain_B = beta * (chosen_B - reference_chosen_B)
             rejected_gain_B = beta * (rejected_B - reference_rejected_B)

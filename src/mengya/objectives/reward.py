@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mengya.model.attention import AttentionMask
 from mengya.objectives.terms import Terms
 
 
@@ -18,8 +19,9 @@ def bradley_terry(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
 
 def reward_loss(model: Any, batch: Any) -> Terms:
     """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`; each text is scored at its last token."""
-    both = batch.both
-    chosen_B, rejected_B = model(both.ids_BT, both.lengths_B).chunk(2)
+    attention = AttentionMask.packed(batch.documents_BT, model.compute_dtype)
+    scores_BT = model.scores(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
+    chosen_B, rejected_B = scores_BT.flatten()[batch.last_S].chunk(2)
     losses_B = bradley_terry(chosen_B, rejected_B)
     with torch.no_grad():
         sums = {"accuracy": (chosen_B > rejected_B).float().sum(), "margin": (chosen_B - rejected_B).sum()}

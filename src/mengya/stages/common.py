@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mengya.corpus import records
 from mengya.corpus.records import Cloze, Conversation, Question
-from mengya.data.loader import PackedLoader
+from mengya.data.loader import EpochLoader, PackedLoader
 from mengya.data.packing import Examples
+from mengya.data.prefetch import Prefetch
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import Answers, Measurement, measure_questions, measure_style
 from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy, spread
@@ -25,6 +26,8 @@ from mengya.tokenizer.encode import ChatTokenizer, load_tokenizer
 from mengya.train.parallel import World, open_world
 
 _GUARD_PROMPTS = 160
+Row = TypeVar("Row")
+Batch = TypeVar("Batch")
 
 
 def world_of(context: Context) -> World:
@@ -76,6 +79,14 @@ def packed_loader(
         rank=world.rank,
         world=world.size,
     )
+
+
+def ahead(loader: EpochLoader[Row, Batch], world: World) -> EpochLoader[Row, Batch] | Prefetch[Row, Batch]:
+    """The loader as `fit` takes it: on a GPU a thread makes the next batches while a step runs.
+
+    On a CPU the step itself has all cores, and its batches cost a thousandth of it (docs/LOG.md).
+    """
+    return Prefetch(loader, depth=2) if world.device.type == "cuda" else loader
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.preference import dpo_loss
 from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome
-from mengya.stages.common import load_language_model, per_second, tokenizer_of, world_of
+from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
 
@@ -35,7 +35,7 @@ def execute(context: Context) -> Outcome:
     logps_N2 = reference_logps(model, rendered).to(world.device)
     totals = fit(
         model,
-        loader,
+        ahead(loader, world),
         dpo_loss(logps_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient),
         settings,
         num_steps=num_steps,
@@ -44,7 +44,7 @@ def execute(context: Context) -> Outcome:
         unit="pairs",
     )
     outcome = aligned_outcome(context, model, tokenizer, world)
-    outcome.counts = {**totals, **counts}
+    outcome.counts = {**totals, **counts, **loader.packing()}
     outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")
     outcome.metrics["dpo.tokens_per_second"] = per_second(totals)
     return outcome

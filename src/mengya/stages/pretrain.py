@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from mengya.data.mixture import Mixture, source_weights
-from mengya.data.token_files import TokenSource, open_tokens
+from mengya.data.token_files import open_tokens
+from mengya.data.token_source import TokenSource
 from mengya.evaluate.answers import Measurement
 from mengya.evaluate.likelihood import bits_per_byte, cloze_accuracy, packed_loss
 from mengya.evaluate.ngram import ngram_losses
@@ -16,6 +17,7 @@ from mengya.objectives.language_model import next_token_loss
 from mengya.run import Context, Outcome
 from mengya.stages.check import model_config
 from mengya.stages.common import (
+    ahead,
     held_out,
     measure_language_model,
     outcome_of,
@@ -32,8 +34,7 @@ _NGRAM_TOKENS = 20_000_000
 
 
 def _documents(shards: TokenSource, max_tokens: int) -> list[np.ndarray]:
-    stop = int(np.searchsorted(np.cumsum(shards.lengths_N), max_tokens, side="right"))
-    return [shards[i].astype(np.int64) for i in range(max(1, min(stop, len(shards))))]
+    return [shards[i].astype(np.int64) for i in range(max(1, shards.documents_within(max_tokens)))]
 
 
 def execute(context: Context) -> Outcome:
@@ -58,7 +59,7 @@ def execute(context: Context) -> Outcome:
 
     totals = fit(
         model,
-        loader,
+        ahead(loader, world),
         next_token_loss,
         settings,
         num_steps=max(1, settings.tokens // settings.batch_tokens),
@@ -76,7 +77,6 @@ def execute(context: Context) -> Outcome:
     outcome.metrics |= {f"pretrain.{name}": value for name, value in baselines.items()}
     outcome.metrics |= {"pretrain.validation_loss": look()["validation_loss"]}
     outcome.metrics |= {"pretrain.tokens_per_second": per_second(totals)}
-    plan = loader.plan(0)
     outcome.counts = {
         **totals,
         "parameters": config.num_parameters,
@@ -84,7 +84,7 @@ def execute(context: Context) -> Outcome:
         "precision": str(world.dtype).removeprefix("torch."),
         "train_tokens": train.num_tokens,
         "epochs": round(totals["tokens"] / max(1, train.num_tokens), 3),
-        "padding_share": round(plan.padding_share, 5),
+        **loader.packing(),
     }
     if weighted:
         outcome.counts["weights"] = {name: round(weight, 4) for name, weight in weights.items()}

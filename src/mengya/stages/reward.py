@@ -12,6 +12,7 @@ from mengya.model.heads import RewardModel
 from mengya.objectives.reward import reward_loss
 from mengya.run import Context, Outcome
 from mengya.stages.common import (
+    ahead,
     load_language_model,
     per_second,
     save_stage_model,
@@ -37,7 +38,7 @@ def execute(context: Context) -> Outcome:
 
     totals = fit(
         model,
-        loader,
+        ahead(loader, world),
         reward_loss,
         settings,
         num_steps=num_steps,
@@ -58,6 +59,6 @@ def execute(context: Context) -> Outcome:
     metrics["reward.tokens_per_second"] = per_second(totals)
     return Outcome(
         metrics=metrics,
-        counts={**totals, **counts},
+        counts={**totals, **counts, **loader.packing()},
         delta=delta_table("length alone", {"pair_accuracy": baseline}, {"pair_accuracy": accuracy}, {}, {}),
     )

@@ -12,6 +12,7 @@ from mengya.files import read_jsonl
 from mengya.objectives.language_model import next_token_loss
 from mengya.run import Context, Outcome
 from mengya.stages.common import (
+    ahead,
     held_out,
     load_language_model,
     load_measurement,
@@ -40,7 +41,7 @@ def execute(context: Context) -> Outcome:
             mend="raise it, or give shorter conversations",
         )
     loader = packed_loader(context, examples, settings, tokenizer, world)
-    rows = loader.plan(0).num_rows
+    rows = loader.num_rows()
     num_steps = max(1, round(settings.epochs * rows * settings.sequence_length / settings.batch_tokens))
 
     def look() -> dict[str, float]:
@@ -51,7 +52,7 @@ def execute(context: Context) -> Outcome:
     torch.manual_seed(recipe.seed)
     totals = fit(
         model,
-        loader,
+        ahead(loader, world),
         next_token_loss,
         settings,
         num_steps=num_steps,
@@ -69,6 +70,6 @@ def execute(context: Context) -> Outcome:
     outcome.counts = {
         **totals,
         **{"example_tokens" if name == "tokens" else name: count for name, count in counts.items()},
-        "padding_share": round(loader.plan(0).padding_share, 5),
+        **loader.packing(),
     }
     return outcome
