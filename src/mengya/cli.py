@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -12,7 +13,7 @@ import typer
 import typer.core
 
 from mengya import __version__
-from mengya.errors import Interrupted, UserError
+from mengya.errors import Interrupted, Terminated, UserError
 from mengya.settings import STAGE_NAMES
 
 app = typer.Typer(
@@ -298,11 +299,12 @@ def main() -> None:
     # step took twice as long beside one busy neighbour); threads that sleep at once lose a fifth on an idle machine.
     # A short spin costs neither. libgomp reads this when torch is loaded, so it stands here.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _terminate_cleanly()
     try:
         app()
     except UserError as error:
         _leave(str(error), 2)
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt, Terminated) as error:
         _leave(str(error) or "interrupted; the same command goes on from there", 130)
     except Exception as error:
         # safetensors and pyarrow wrap the system's error in types of their own; its words they keep.
@@ -310,6 +312,19 @@ def main() -> None:
             name = getattr(error, "filename", None) or "the run directory"
             _leave(f"{name}: the disk is full — free some space; the same command goes on from there", 2)
         raise
+
+
+def _terminate_cleanly() -> None:
+    """Let SIGTERM end this process like Ctrl-C, through every `finally`; a forked helper dies of it as it would have."""
+    own = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _leave(line: str, code: int) -> NoReturn:

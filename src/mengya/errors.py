@@ -14,6 +14,13 @@ class UserError(ValueError):
         super().__init__(line if mend is None else f"{line} — {mend}")
 
 
+class Terminated(BaseException):
+    """SIGTERM came where no state of a training has to be saved first; the command line exits with 130.
+
+    No Exception, and no KeyboardInterrupt, which a chat takes for the end of an answer: nothing is to go on after it.
+    """
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM came, and the state of `step` was saved; the command line exits with 130."""
 

@@ -122,9 +122,7 @@ def test_sampled_text_does_not_depend_on_the_batch_that_it_came_in(model, penalt
 
 def test_the_log_probabilities_are_those_of_the_trainer(model):
     prompts = _prompts([20, 3, 3, 50, 11, 8, 40, 1, 27])
-    answers = generate(
-        model, prompts, max_new_tokens=25, stop_ids={1, 2}, sampling=Sampling(), seed=3, batch_size=4
-    )
+    answers = generate(model, prompts, max_new_tokens=25, stop_ids={1, 2}, sampling=Sampling(), seed=3, batch_size=4)
     rollout = lay_out(
         Answers([], [a.tokens for a in answers], [a.finished for a in answers], prompts), torch.device("cpu")
     )
@@ -138,7 +136,9 @@ def test_the_batch_stays_full(model, read):
     limits = [2, 30] * 20
     generate(model, _prompts([4] * 40), max_new_tokens=limits, stop_ids=(), batch_size=8)
     steps = [rows for rows, tokens in read if tokens == 1]
-    assert sum(steps) == sum(limits) - 40  # the first token of an answer is the prompt's, the others are read one by one
+    assert (
+        sum(steps) == sum(limits) - 40
+    )  # the first token of an answer is the prompt's, the others are read one by one
     # In batches of eight that wait for their longest answer it would be 5 x 29.
     assert len(steps) < sum(limits) / 8 + 30
     assert max(steps) == 8

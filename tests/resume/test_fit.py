@@ -226,13 +226,6 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(tmp_pat
     assert unchanged == [False, True, False, True, False]
 
 
-def test_ten_such_steps_in_a_row_end_the_training_with_advice(tmp_path):
-    totals, _ = _fit_poisoned(tmp_path / "nine", set(range(9)), num_steps=11)
-    assert totals["skipped_steps"] == 9
-    with pytest.raises(UserError, match=r"ten\.learning_rate: 10 steps in a row had no finite gradient"):
-        _fit_poisoned(tmp_path / "ten", set(range(2, 30)), num_steps=30)
-
-
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -19,24 +19,24 @@ def _drop_from(run, stage):
         shutil.rmtree(run / name)
 
 
+NUM_STEPS = {"pretrain": 16, "sft": 3, "reward": 7, "dpo": 7, "ppo": 4}
+EVERY_STEP = [part for stage in MODEL_STAGES if stage != "ppo" for part in ("--set", f"{stage}.log_every=1")]
+"""A line of metrics a step, by which the step to strike in is known; it changes no bit of a model."""
+
+
 def _reached(run, stage, rng):
-    """When to strike in `stage`: at its start, or, where it trains, at a first line of metrics or one of its checkpoints."""
+    """When to strike in `stage`: at its start, or, where it trains, in a random step."""
     directory = run / stage
-    moments = [lambda: (directory / "started.json").exists()]
-    if stage in MODEL_STAGES:
-        metrics = directory / "metrics.jsonl"
-        moments = [
-            lambda: metrics.exists() and metrics.stat().st_size > 0,
-            lambda: len(list(directory.glob("checkpoints/step-*"))) >= 1,
-            lambda: len(list(directory.glob("checkpoints/step-*"))) >= 2,
-        ]
-    return rng.choice(moments)
+    if stage not in MODEL_STAGES:
+        return (directory / "started.json").exists
+    metrics, step = directory / "metrics.jsonl", rng.randrange(NUM_STEPS[stage])
+    return lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= step
 
 
 def _kill_inside(run, stage, rng):
     """Start the run and `kill -9` it inside `stage`; where the stage outran the knife, it is undone and tried again."""
     for _ in range(5):
-        with Started("run", TINY, "--out", run) as started:
+        with Started("run", TINY, "--out", run, *EVERY_STEP) as started:
             assert started.wait_until(_reached(run, stage, rng)), "the run ended before the stage came"
             time.sleep(rng.uniform(0, 0.03))
             started.kill()
@@ -47,16 +47,16 @@ def _kill_inside(run, stage, rng):
     raise AssertionError(f"{stage} was never caught at work")
 
 
-def test_killed_once_in_every_stage_the_run_ends_with_the_same_bits(tiny_run, tmp_path):
+def test_killed_in_every_stage_and_in_ten_steps_the_run_ends_with_the_same_bits(tiny_run, tmp_path):
     run, rng = tmp_path / "run", random.Random("kill -9")
     before = {}
-    for stage in STAGES:
+    for stage in [stage for stage in STAGES for _ in range(2 if stage in MODEL_STAGES else 1)]:
         _kill_inside(run, stage, rng)
         done = manifests(run)
         assert list(done) == list(STAGES[: STAGES.index(stage)])
         assert {name: done[name] for name in before} == before, "a finished stage was touched"
         before = done
-    finished = mengya("run", TINY, "--out", run)
+    finished = mengya("run", TINY, "--out", run, *EVERY_STEP)
     assert finished.returncode == 0, finished.stderr
     assert {name: text for name, text in manifests(run).items() if name in before} == before
     assert model_digests(run) == model_digests(tiny_run)
@@ -66,7 +66,7 @@ def test_killed_once_in_every_stage_the_run_ends_with_the_same_bits(tiny_run, tm
         json.loads((run / "summary.json").read_text()).keys()
         == json.loads((tiny_run / "summary.json").read_text()).keys()
     )
-    again = mengya("run", TINY, "--out", run)
+    again = mengya("run", TINY, "--out", run, *EVERY_STEP)
     assert "nothing to do" in again.stderr
 
 
@@ -88,13 +88,16 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on(tiny_run, tiny_co
     assert model_digests(tiny_copy)["pretrain"] == model_digests(tiny_run)["pretrain"]
 
 
-def test_an_interrupt_outside_training_is_one_line_too(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_training_ends_the_run_in_the_same_way(tmp_path, number):
     with Started("run", TINY, "--out", tmp_path / "run") as started:
         assert started.wait_until((tmp_path / "run" / "corpus" / "started.json").exists)
-        code, stderr = started.send(signal.SIGINT)
+        code, stderr = started.send(number)
         assert started.helpers_end()
     assert code == 130, stderr
     assert "Traceback" not in stderr
+    if number == signal.SIGTERM:  # after Ctrl-C the terminal shows ^C
+        assert stderr.splitlines()[-1] == "mengya: interrupted; the same command goes on from there"
 
 
 def _interrupted_at_step(run, stage, last_step):

@@ -6,7 +6,7 @@ B rows being decoded, T tokens, C width, V vocabulary, P prompts, N new tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch

@@ -164,7 +164,9 @@ def for_inference(model: Transformer | InferenceModel) -> InferenceModel:
     return model if isinstance(model, InferenceModel) else InferenceModel(model)
 
 
-def _pack_layer(weights: dict[str, Tensor], prefix: str, num_heads: int, num_kv_heads: int, dtype: torch.dtype) -> _Layer:
+def _pack_layer(
+    weights: dict[str, Tensor], prefix: str, num_heads: int, num_kv_heads: int, dtype: torch.dtype
+) -> _Layer:
     """The layer of these names, which are taken out of `weights`."""
 
     def take(name: str) -> Tensor:

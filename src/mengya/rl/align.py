@@ -15,9 +15,9 @@ from mengya.errors import Interrupted
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
 from mengya.settings import RolloutSettings
-from mengya.train.loop import deferred_signals, select
 from mengya.train.parallel import World
-from mengya.train.state import Checkpoints, TrainState, random_state, set_random_state
+from mengya.train.signals import deferred_signals
+from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
 
 
 class Algorithm(Protocol):

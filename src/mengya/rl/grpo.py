@@ -26,10 +26,11 @@ from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.rl.terms import RewardTerms
 from mengya.settings import GRPOSettings
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.loop import optimizer_step, select
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
+from mengya.train.state import select
+from mengya.train.step import optimizer_step
 
 
 def grpo_objective(settings: GRPOSettings) -> Callable[[Any, Any], Terms]:
@@ -177,6 +178,7 @@ class GRPO:
         answers, advantages_B, valid_B, numbers = self._collect()
         if not len(advantages_B):  # every answer to every prompt got the same: there is nothing to learn from
             return numbers | {"kl": 0.0, "length": sum(map(len, answers.tokens)) / len(answers.tokens)}
+        rate = rate_factor(step, settings.steps, settings)
         rollout, more = self._lay_out(answers, advantages_B, valid_B)
         numbers |= more
         for epoch in range(settings.epochs):
@@ -188,11 +190,11 @@ class GRPO:
                     self.optimizer,
                     list(micro_batches(rollout, rows, settings.micro_batch_rows)),
                     grpo_objective(settings),
-                    rate=rate_factor(step, settings.steps, settings),
+                    rate=rate,
                     gradient_clip=settings.gradient_clip,
                     world=self.world,
                 )
-                self.totals["skipped_steps"] += not moved.finite
-        numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
+                self.totals["skipped_steps"] += moved.skipped is not None
+        numbers |= {"loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
         self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
-        return numbers
+        return numbers | {"tokens": self.totals["answer_tokens"], "lr": rate * settings.learning_rate}

@@ -27,10 +27,11 @@ from mengya.rl.rewards import Scale, combine, reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
 from mengya.settings import PPOSettings
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.loop import optimizer_step, select
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
+from mengya.train.state import select
+from mengya.train.step import optimizer_step
 
 
 @dataclass
@@ -187,14 +188,17 @@ class PPO:
                     world=self.world,
                 )
                 valued = update(self.actors.values, self.value_optimizer, objective=value_terms)
-                numbers["value_loss"] = valued.loss
+                # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
+                numbers |= {"value_loss": valued.loss, "loss": valued.loss}
+                self.totals["skipped_steps"] += valued.skipped is not None
                 if learns_policy:
                     moved = update(self.policy, self.policy_optimizer, objective=policy_terms)
                     numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
-                    self.totals["skipped_steps"] += not moved.finite
+                    numbers["loss"] += moved.loss
+                    self.totals["skipped_steps"] += moved.skipped is not None
         if settings.kl_target is not None and learns_policy:
             progressed.kl_coefficient = maths.adapt_kl_coefficient(
                 progressed.kl_coefficient, numbers["kl"], settings.kl_target
             )
         self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
-        return numbers
+        return numbers | {"tokens": self.totals["answer_tokens"], "lr": rate * settings.learning_rate}

@@ -21,21 +21,23 @@ from mengya.settings.data import (
 )
 from mengya.settings.training import (
     EvaluateSettings,
+    FitSettings,
     ModelSettings,
     PairTrainSettings,
     PretrainSettings,
     RewardSettings,
     SFTSettings,
     TrainSettings,
+    ValidatedSettings,
 )
 
 __all__ = [
     "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
-    "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "Fraction", "GRPOSettings", "GuardSettings",
-    "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "PlaygroundSettings", "Positive",
-    "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "RewardTerm", "RolloutSettings",
+    "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "FitSettings", "Fraction", "GRPOSettings",
+    "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "PlaygroundSettings",
+    "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "RewardTerm", "RolloutSettings",
     "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source", "StageName", "TokenizerSettings",
-    "TrainSettings",
+    "TrainSettings", "ValidatedSettings",
 ]  # fmt: skip
 
 
@@ -46,8 +48,9 @@ class Recipe(Settings):
     seed: int = 1
     stages: list[StageName] = [name for name in STAGE_NAMES if name != "grpo"]
     """grpo runs where it is named: it wants prompts whose answers can be verified."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where the hardware multiplies it natively, fp32 otherwise."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the hardware multiplies it natively, fp32 otherwise. fp16, with a scaled loss, is for CUDA
+    devices without bf16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
     """CPU threads; all cores when absent."""

@@ -51,11 +51,36 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = 100
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
+    """Newest checkpoints kept."""
     log_every: Positive = 10
     """Steps between lines of metrics.jsonl."""
 
 
-class PretrainSettings(TrainSettings):
+class FitSettings(TrainSettings):
+    """What the stages share that train on batches of given data (all but PPO)."""
+
+    spike_sigmas: PositiveFloat | None = 7.0
+    """Standard deviations above its running mean at which log loss or log gradient norm makes a step a spike, which is
+    skipped (`train.stability`). null: only what is not finite is skipped."""
+    rewind_after: Positive = 10
+    """Steps skipped in a row after which training goes back to a checkpoint, past their data, at a lower rate."""
+    max_rewinds: Annotated[int, Field(ge=0)] = 3
+    """Rewinds after which training ends instead."""
+    rewind_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Factor of all learning rates after each rewind."""
+
+
+class ValidatedSettings(FitSettings):
+    """What the stages share that measure a validation loss as they train."""
+
+    best_checkpoint: Literal["keep", "hand_over", "ignore"] = "keep"
+    """The checkpoint of the lowest validation loss: keep it beside the last ones; hand_over its weights as the stage's
+    model, in place of the last; or ignore it."""
+    evaluate_every: Positive = 200
+    """Steps between validation losses."""
+
+
+class PretrainSettings(ValidatedSettings):
     optimizer: Literal["muon", "adamw"] = "muon"
     tokens: Positive = 2_000_000
     """Tokens to train on, in all."""
@@ -68,11 +93,9 @@ class PretrainSettings(TrainSettings):
     """Epochs of a source in one epoch of the mixture, {source: 2.0}; 1 where it is not named."""
     temperature: Annotated[float, Field(ge=1.0)] = 1.0
     """Above 1, smaller sources come more often: shares ∝ tokens^(1/temperature)."""
-    evaluate_every: Positive = 200
-    """Steps between validation losses."""
 
 
-class SFTSettings(TrainSettings):
+class SFTSettings(ValidatedSettings):
     learning_rate: PositiveFloat = 5e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     epochs: PositiveFloat = 2.0
@@ -80,10 +103,9 @@ class SFTSettings(TrainSettings):
     micro_batch_tokens: Positive = 4096
     sequence_length: Positive = 256
     """Longest conversation in tokens; longer ones lose whole leading turns."""
-    evaluate_every: Positive = 200
 
 
-class PairTrainSettings(TrainSettings):
+class PairTrainSettings(FitSettings):
     """Stages that train on preference pairs."""
 
     optimizer: Literal["muon", "adamw"] = "adamw"

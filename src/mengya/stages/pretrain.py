@@ -67,6 +67,7 @@ def execute(context: Context) -> Outcome:
         world=world,
         evaluate=look,
         evaluate_every=settings.evaluate_every,
+        best_checkpoint=settings.best_checkpoint,
     )
     save_stage_model(context, model, tokenizer, chat=False)
     measured, _ = measure_language_model(context, model, tokenizer, held)

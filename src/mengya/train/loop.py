@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mengya.console import MetricsLog, Progress, say
 from mengya.errors import Interrupted, UserError
-from mengya.objectives.terms import Terms
-from mengya.settings import TrainSettings
+from mengya.settings import FitSettings
+from mengya.train.incidents import Incidents
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
+from mengya.train.signals import deferred_signals as deferred_signals
+from mengya.train.stability import Watch
 from mengya.train.state import Checkpoints, TrainState, random_state, set_random_state
-
-Objective = Callable[[Any, Any], Terms]
-
-_MAX_BAD_STEPS = 10
-"""Consecutive steps without a finite gradient after which training stops: the weights cannot recover by skipping."""
+from mengya.train.state import select as select
+from mengya.train.step import Objective, StepResult
+from mengya.train.step import optimizer_step as optimizer_step
 
 
 class Loader(Protocol):
@@ -37,76 +34,11 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@dataclass
-class StepResult:
-    """`loss` is the mean over the step's whole batch on all ranks; `finite` False means that nothing was changed."""
-
-    loss: float
-    count: int
-    grad_norm: float
-    finite: bool
-    means: dict[str, float] = field(default_factory=dict)
-
-
-def optimizer_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    micro_batches: Sequence[Any],
-    objective: Objective,
-    *,
-    rate: float,
-    gradient_clip: float,
-    world: World,
-) -> StepResult:
-    """One optimizer step over `micro_batches`: the gradient of Σ loss / Σ count, over micro-batches and ranks.
-
-    Gradients of sums are added up and divided once by the global count, so the result does not depend on the split.
-    A step whose gradient is not finite changes nothing, on all ranks together.
-    """
-    loss_sum = torch.zeros((), device=world.device)
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in micro_batches:
-        terms = objective(model, batch.to(world.device))
-        terms.loss_sum.backward()
-        loss_sum += terms.loss_sum.detach()
-        count += terms.count
-        for name, value in terms.sums.items():
-            sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.detach()
-    gradients = [p.grad for p in optimizer.parameters if p.grad is not None]
-    totals = torch.stack([loss_sum.float(), torch.tensor(float(count), device=world.device), *sums.values()])
-    world.sum_([*gradients, totals])
-    total = totals[1].item()
-    torch._foreach_mul_(gradients, 1.0 / max(total, 1.0))
-    norm = torch.nn.utils.clip_grad_norm_(optimizer.parameters, gradient_clip).item()
-    means = {name: totals[2 + i].item() / max(total, 1.0) for i, name in enumerate(sums)}
-    finite = math.isfinite(norm)
-    if finite:
-        optimizer.step(rate)
-    optimizer.zero_grad()
-    return StepResult(totals[0].item() / max(total, 1.0), int(total), norm, finite, means)
-
-
-@contextmanager
-def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM wait for the end of the step; the callable says whether one came."""
-    came: list[int] = []
-    try:
-        old = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals go elsewhere
-        old = {}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
-
 def fit(
     model: nn.Module,
     loader: Loader,
     objective: Objective,
-    settings: TrainSettings,
+    settings: FitSettings,
     *,
     num_steps: int,
     directory: Path,
@@ -114,96 +46,254 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_every: int = 0,
     unit: str = "tokens",
+    best_checkpoint: Literal["keep", "hand_over", "ignore"] = "ignore",
 ) -> dict[str, Any]:
-    """Train `model` in place for `num_steps`; totals {"step", `unit`, "skipped_steps", "train_seconds"}.
+    """Train `model` in place for `num_steps`; totals {"step", `unit`, "skipped_steps", "rewinds", "train_seconds"}.
 
     Resumes from the newest sound checkpoint under `directory`; interrupted anywhere and called again, it ends with the
     bits of an uninterrupted run (same hardware, same number of ranks). `unit` names what the objective counts: tokens
-    that carry loss, or pairs; then "tokens" are all that went through the model.
+    that carry loss, or pairs; then "tokens" are all that went through the model. `best_checkpoint` is of the lowest
+    "validation_loss" that `evaluate` finds. The data of a skipped step is named as exactly as `loader` can tell
+    (`train.incidents`).
     """
-    optimizer = Optimizer(model, settings)
-    checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
-    totals: dict[str, Any] = {"step": 0, "tokens": 0, unit: 0, "skipped_steps": 0, "train_seconds": 0.0}
-    bad_in_a_row = 0
-
-    def snapshot() -> TrainState:
-        tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in optimizer.state_tensors().items()}
-        return TrainState(totals["step"], tensors | random_state(), {"totals": totals, "loader": loader.state_dict()})
-
-    state = checkpoints.latest(say)
-    if state is not None:
-        model.load_state_dict(select(state.tensors, "model/"), strict=True)
-        optimizer.load_state_tensors(select(state.tensors, "optimizer/"))
-        set_random_state(state.tensors)
-        totals = dict(state.numbers["totals"])
-        loader.load_state_dict(state.numbers["loader"])
-        say(f"{directory.name}: resumed at step {totals['step']} of {num_steps}")
-
+    training = _Training(
+        model=model,
+        loader=loader,
+        objective=objective,
+        settings=settings,
+        num_steps=num_steps,
+        directory=directory,
+        world=world,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        unit=unit,
+        keeps_best=best_checkpoint != "ignore",
+    )
     model.train()
-    steps = iter(loader)
-    with (
-        deferred_signals() as signal_came,
-        MetricsLog(directory, start_step=totals["step"]) as log,
-        Progress(directory.name, total=num_steps, start=totals["step"]) as bar,
-    ):
-        mark, mark_totals = time.perf_counter(), dict(totals)
-        while totals["step"] < num_steps:
-            rate = rate_factor(totals["step"], num_steps, settings)
-            micro_batches = next(steps)
-            result = optimizer_step(
-                model,
-                optimizer,
-                micro_batches,
-                objective,
-                rate=rate,
-                gradient_clip=settings.gradient_clip,
-                world=world,
-            )
-            totals["step"] += 1
-            totals[unit] += result.count
-            if unit != "tokens":
-                totals["tokens"] += sum(batch.num_tokens for batch in micro_batches)
-            bad_in_a_row = 0 if result.finite else bad_in_a_row + 1
-            totals["skipped_steps"] += not result.finite
-            if bad_in_a_row == _MAX_BAD_STEPS:
-                raise UserError(
-                    f"{_MAX_BAD_STEPS} steps in a row had no finite gradient (last loss {result.loss:.4g})",
-                    where=f"{directory.name}.learning_rate",
-                    mend="lower it, or set precision: fp32; the checkpoint before the trouble is kept",
-                )
-            step = totals["step"]
-            last = step == num_steps
-            logged = step % settings.log_every == 0 or last
-            evaluated = evaluate is not None and (last or (evaluate_every and step % evaluate_every == 0))
-            saved = last or step % settings.checkpoint_every == 0 or signal_came()
-            if not (logged or evaluated or saved):
-                continue
-            elapsed = time.perf_counter() - mark
-            totals["train_seconds"] += elapsed
-            counts = {name: totals[name] for name in ("tokens", unit)}
-            speeds = {f"{name}_per_second": (count - mark_totals[name]) / elapsed for name, count in counts.items()}
-            numbers = {**counts, "loss": result.loss, "lr": rate * settings.learning_rate}
-            numbers |= {"grad_norm": result.grad_norm, **speeds, **result.means}
-            if evaluated and evaluate is not None:
-                model.eval()
-                numbers |= evaluate()
-                model.train()
-            if world.is_main:
-                if logged or evaluated:
-                    log.write(step, **numbers)
-                speed = f"{unit}_per_second"
-                bar.update(step, **{"loss": result.loss, speed: speeds[speed]})
-                if saved:
-                    checkpoints.save(snapshot())
-            world.barrier()
-            if signal_came() and not last:
-                raise Interrupted(directory.name, step)
-            mark, mark_totals = time.perf_counter(), dict(totals)
+    with deferred_signals() as signal_came, training.checkpoints:
+        training.resume()
+        while not training.go_on(signal_came):
+            training.rewind()
+        if best_checkpoint == "hand_over":
+            training.take_best()
     model.eval()
-    return totals
+    return training.totals
 
 
-def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+@dataclass
+class _Training:
+    """A training under way: what `fit` was given, and all that changes from step to step."""
+
+    model: nn.Module
+    loader: Loader
+    objective: Objective
+    settings: FitSettings
+    num_steps: int
+    directory: Path
+    world: World
+    evaluate: Callable[[], dict[str, float]] | None
+    evaluate_every: int
+    unit: str
+    keeps_best: bool
+
+    def __post_init__(self) -> None:
+        self.optimizer = Optimizer(self.model, self.settings)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", self.settings.keep_checkpoints)
+        self.incidents = Incidents(self.directory, self.world.rank, self.loader)
+        self.watch = Watch(self.settings.spike_sigmas)
+        self.steps = iter(self.loader)
+        names = dict.fromkeys(("step", "tokens", self.unit, "skipped_steps", "rewinds"), 0)
+        self.totals: dict[str, Any] = {**names, "train_seconds": 0.0}
+        self.events: dict[str, float] = {}
+        """Numbers of what happened since the last line of metrics.jsonl."""
+        self.last_incident = ("", "")
+
+    def tell(self, line: str) -> None:
+        if self.world.is_main:
+            say(f"{self.directory.name}: {line}")
+
+    # ------------------------------------------------------------------------------------------------------ state
+
+    def snapshot(self) -> TrainState:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state_tensors().items()}
+        numbers = {"totals": self.totals, "watch": self.watch.state(), "loader": self.loader.state_dict()}
+        return TrainState(
+            self.totals["step"], tensors | random_state(), numbers, self.totals.get("best", {}).get("step")
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Be as `state` was, but for the place in the data."""
+        self.model.load_state_dict(select(state.tensors, "model/"), strict=True)
+        self.optimizer.load_state_tensors(select(state.tensors, "optimizer/"))
+        set_random_state(state.tensors)
+        self.totals = dict(state.numbers["totals"])
+        self.watch.load_state(state.numbers["watch"])
+
+    def resume(self) -> None:
+        state = self.checkpoints.latest(self.tell)
+        if state is not None:
+            self.restore(state)
+            self.loader.load_state_dict(state.numbers["loader"])
+            self.tell(f"resumed at step {state.step} of {self.num_steps}")
+        self.incidents.resume(self.totals["skipped_steps"])
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def go_on(self, signal_came: Callable[[], bool]) -> bool:
+        """Train to the last step, or until too many steps in a row were skipped; whether it was the last."""
+        settings, totals, watch, world = self.settings, self.totals, self.watch, self.world
+        with ExitStack() as stack:
+            log = bar = None
+            if world.is_main:
+                log = stack.enter_context(MetricsLog(self.directory, start_step=totals["step"]))
+                bar = stack.enter_context(Progress(self.directory.name, total=self.num_steps, start=totals["step"]))
+            mark, mark_totals = time.perf_counter(), dict(totals)
+            while totals["step"] < self.num_steps:
+                self.checkpoints.check()
+                rate = rate_factor(totals["step"], self.num_steps, settings) * watch.rate
+                result = self.take_step(rate)
+                if watch.bad_in_a_row >= settings.rewind_after:
+                    return False
+                step, stop = totals["step"], world.any(signal_came())
+                last = step == self.num_steps
+                logged = step % settings.log_every == 0 or last or bool(self.events)
+                evaluated = self.evaluate is not None and (
+                    last or (self.evaluate_every and step % self.evaluate_every == 0)
+                )
+                # Not among skipped steps: such a checkpoint holds nothing new, and would push out one to go back to.
+                saved = last or stop or (step % settings.checkpoint_every == 0 and not watch.bad_in_a_row)
+                if not (logged or evaluated or saved):
+                    continue
+                elapsed = time.perf_counter() - mark
+                totals["train_seconds"] += elapsed
+                counts = {name: totals[name] for name in ("tokens", self.unit)}
+                speeds = {f"{name}_per_second": (count - mark_totals[name]) / elapsed for name, count in counts.items()}
+                numbers = {**counts, "loss": result.loss, "lr": rate * settings.learning_rate}
+                numbers |= {"grad_norm": result.grad_norm, **speeds, **result.means, **self.events}
+                if evaluated:
+                    found = self.look()
+                    saved = self.is_best(found) or saved
+                    numbers |= found
+                self.events.clear()
+                if log is not None and bar is not None:
+                    if logged or evaluated:
+                        log.write(step, **numbers)
+                    speed = f"{self.unit}_per_second"
+                    bar.update(step, **{"loss": result.loss, speed: speeds[speed]})
+                if saved:
+                    self.save(stop)
+                world.barrier()
+                if stop and not last:
+                    self.checkpoints.wait()
+                    raise Interrupted(self.directory.name, step)
+                mark, mark_totals = time.perf_counter(), dict(totals)
+        return True
+
+    def take_step(self, rate: float) -> StepResult:
+        """One optimizer step on the loader's next micro-batches, counted; what was skipped is recorded."""
+        totals, watch = self.totals, self.watch
+        micro_batches = next(self.steps)
+        result = optimizer_step(
+            self.model,
+            self.optimizer,
+            micro_batches,
+            self.objective,
+            rate=rate,
+            gradient_clip=self.settings.gradient_clip,
+            world=self.world,
+            why_bad=watch.why_bad,
+        )
+        totals["step"] += 1
+        totals[self.unit] += result.count
+        if self.unit != "tokens":
+            totals["tokens"] += sum(batch.num_tokens for batch in micro_batches)
+        if result.skipped is None:
+            watch.taken(result.loss, result.grad_norm)
+        elif result.overflow:
+            totals["overflowed_steps"] = totals.get("overflowed_steps", 0) + 1
+        else:
+            totals["skipped_steps"] += 1
+            watch.bad_in_a_row += 1
+            self.events["skipped_steps"] = totals["skipped_steps"]
+            losses = [loss.item() for loss in result.micro_losses]
+            documents = self.incidents.add(
+                totals["step"], result.skipped, result.loss, result.grad_norm, micro_batches, losses
+            )
+            self.last_incident = (result.skipped, documents)
+            if watch.bad_in_a_row == 1:
+                self.tell(f"step {totals['step']} skipped, {result.skipped}; its data: {documents}")
+        return result
+
+    def look(self) -> dict[str, float]:
+        assert self.evaluate is not None
+        self.model.eval()
+        found = self.evaluate()
+        self.model.train()
+        return found
+
+    def is_best(self, found: dict[str, float]) -> bool:
+        """Whether this is the lowest validation loss so far; then it is noted as such."""
+        loss = found.get("validation_loss", float("nan"))
+        best = self.totals.get("best", {}).get("validation_loss", float("inf"))
+        better = self.world.any(self.keeps_best and loss < best)
+        if better:
+            self.totals["best"] = {"step": self.totals["step"], "validation_loss": loss}
+        return better
+
+    def save(self, stop: bool) -> None:
+        if not stop:
+            self.watch.rewound_to = None
+        state = self.snapshot()
+        if self.world.is_main:
+            self.checkpoints.save_behind(state)
+
+    # ------------------------------------------------------------------------------------------------- after trouble
+
+    def rewind(self) -> None:
+        """Go back to a checkpoint and on from it with the data after the skipped steps', at a lower rate.
+
+        A second time before another checkpoint was written, to the one before. UserError when nothing is left to try.
+        """
+        settings, done, watch = self.settings, self.totals, self.watch
+        reason, documents = self.last_incident
+        self.checkpoints.wait()
+        self.world.barrier()
+        state = None
+        if done["rewinds"] < settings.max_rewinds:
+            before = watch.rewound_to
+            state = self.checkpoints.latest(self.tell, before)
+            if state is None and before is not None:
+                state = self.checkpoints.latest(self.tell, before + 1)
+        trouble = f"{watch.bad_in_a_row} steps in a row were skipped, the last because {reason}"
+        if state is None:
+            tried = f"after {done['rewinds']} rewinds" if done["rewinds"] else "with no checkpoint to go back to"
+            raise UserError(
+                f"{trouble}, {tried}; its data: {documents}",
+                where=f"{self.directory.name}.learning_rate",
+                mend="lower it, or set precision: fp32; look at the data; the checkpoint before the trouble is kept",
+            )
+        rate = watch.rate * settings.rewind_rate
+        self.restore(state)
+        watch.rate, watch.rewound_to, watch.bad_in_a_row = rate, state.step, 0
+        self.totals |= {"rewinds": done["rewinds"] + 1, "skipped_steps": done["skipped_steps"], "rate_factor": rate}
+        self.events = {name: self.totals[name] for name in ("skipped_steps", "rewinds", "rate_factor")}
+        self.tell(
+            f"{trouble}; goes back to step {state.step} of {self.num_steps} and on from there with the data that follows "
+            f"theirs, learning rates × {rate:g}. The last one's data: {documents}"
+        )
+
+    def take_best(self) -> None:
+        """Give the model the weights of the best checkpoint."""
+        if "best" not in self.totals:
+            raise UserError(
+                "no validation loss was measured, so there is no best checkpoint",
+                where=f"{self.directory.name}.best_checkpoint",
+                mend="set it to keep",
+            )
+        self.checkpoints.wait()
+        self.world.barrier()
+        step = self.totals["best"]["step"]
+        if step != self.totals["step"]:
+            self.model.load_state_dict(select(self.checkpoints.at(step).tensors, "model/"), strict=True)
+        self.tell(f"hands over the weights of step {step}, with the lowest validation loss")

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mengya.settings import TrainSettings
+from mengya.train.loss_scale import LossScale
 from mengya.train.muon import Muon
+
+_LOSS_SCALE = "loss_scale/state"
 
 
 class Optimizer:
@@ -42,6 +45,8 @@ class Optimizer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["peak"] = group["lr"]
+        self.loss_scale: LossScale | None = None
+        """Set by the first step in fp16."""
 
     def step(self, factor: float) -> None:
         for optimizer in self.optimizers:
@@ -60,12 +65,22 @@ class Optimizer:
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
                     tensors[f"{self.names[id(parameter)]}/{key}"] = torch.as_tensor(value)
+        if self.loss_scale is not None:
+            tensors[_LOSS_SCALE] = self.loss_scale.state_tensor()
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Become what `state_tensors` was taken of; what was remembered since is forgotten."""
         by_name = {self.names[id(p)]: p for p in self.parameters}
         owners = {id(p): o for o in self.optimizers for g in o.param_groups for p in g["params"]}
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        self.loss_scale = None
         for name, value in tensors.items():
+            if name == _LOSS_SCALE:
+                self.loss_scale = LossScale()
+                self.loss_scale.load_state_tensor(value)
+                continue
             parameter_name, key = name.rsplit("/", 1)
             parameter = by_name[parameter_name]
             state: dict[str, Any] = owners[id(parameter)].state[parameter]

@@ -34,6 +34,14 @@ class World:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank: what all must do together is decided so."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        self.sum_([flags])
+        return flags.item() > 0
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -76,5 +84,9 @@ def open_world(device: str = "auto", precision: str = "auto", threads: int | Non
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     if precision == "bf16" and not bf16_is_native(place):
         raise UserError("this hardware has no native bf16", where="precision", mend="set precision: fp32, or auto")
+    if precision == "fp16":
+        if kind != "cuda":
+            raise UserError("fp16 is for CUDA devices", where="precision", mend="set precision: auto on a CPU")
+        return World(rank, size, place, torch.float16)
     use_bf16 = precision == "bf16" or (precision == "auto" and bf16_is_native(place))
     return World(rank, size, place, torch.bfloat16 if use_bf16 else torch.float32)
