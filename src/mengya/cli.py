@@ -32,11 +32,15 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 def _run(recipe_path: Path, out: Path | None, overrides: list[str] | None, only: list[str] | None) -> None:
     from mengya.recipe import load_recipe
     from mengya.report.page import write_report
+    from mengya.stages.ranks import with_all_ranks
     from mengya.stages.runner import run_recipe
 
-    recipe = load_recipe(recipe_path, overrides or [])
-    run = run_recipe(recipe, out or Path("runs") / recipe.name, only)
-    typer.echo(write_report(run))
+    def lead() -> None:
+        recipe = load_recipe(recipe_path, overrides or [])
+        run = run_recipe(recipe, out or Path("runs") / recipe.name, only)
+        typer.echo(write_report(run))
+
+    with_all_ranks(lead)
 
 
 @app.command()
@@ -329,4 +333,8 @@ def _terminate_cleanly() -> None:
 
 def _leave(line: str, code: int) -> NoReturn:
     print(f"mengya: {line}", file=sys.stderr)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from mengya.stages.ranks import end_process
+
+        end_process(code)
     sys.exit(code)

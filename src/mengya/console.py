@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import suppress
 from functools import cache
@@ -27,7 +28,9 @@ _TRANSIENT_WIDTH = 28
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    # Of the processes that torchrun started one speaks: the others would say the same.
+    quiet = os.environ.get("RANK", "0") != "0"
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=quiet)
 
 
 def say(text: str) -> None:
@@ -141,10 +144,14 @@ class MetricsLog:
 
     `start_step` is the step of the checkpoint resumed from (0 for a fresh start): later lines of an earlier, killed
     process are cut away first, so no stretch of a curve is there twice. A value that is not finite becomes null, for
-    JSON has no NaN.
+    JSON has no NaN. One that is not `active` writes nothing: of many ranks one keeps the log.
     """
 
-    def __init__(self, directory: Path, *, start_step: int) -> None:
+    def __init__(self, directory: Path, *, start_step: int, active: bool = True) -> None:
+        self._file: Any = None
+        self._events: _EventFile | None = None
+        if not active:
+            return
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
@@ -154,6 +161,8 @@ class MetricsLog:
 
     def write(self, step: int, **values: float | None) -> None:
         """Append one line and flush it; None values are left out."""
+        if self._file is None:
+            return
         numbers = {name: value for name, value in values.items() if value is not None}
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps(row) + "\n")
@@ -162,7 +171,8 @@ class MetricsLog:
             self._events.write(step, numbers)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

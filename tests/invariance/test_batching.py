@@ -95,7 +95,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_trainer_is():
 def test_weights_that_generation_does_not_know_are_not_left_out():
     model = _model()
     model.model.layers[0].self_attn.q_proj.lora = torch.nn.Linear(32, 2)
-    with pytest.raises(AssertionError, match="q_proj.lora"):
+    with pytest.raises(AssertionError, match=r"q_proj\.lora"):
         InferenceModel(model)
 
 

@@ -13,6 +13,7 @@ from mengya.corpus.records import Message
 from mengya.data.loader import PackedLoader
 from mengya.data.packing import PackedBatch
 from mengya.errors import UserError
+from mengya.evaluate.answers import answer
 from mengya.model.config import ModelConfig
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
@@ -358,11 +359,11 @@ def test_the_first_ratio_of_a_rollout_is_one():
     """log π_old comes from the forward pass that training uses, so before the first update π/π_old is 1."""
     tokenizer = _tokenizer()
     actors = _actors(tokenizer.vocab_size)
-    answers = ppo.answer(
+    answers = answer(
         actors.policy, tokenizer, PROMPTS[:6], max_new_tokens=6, sampling=ppo.SAMPLED, seed=0, batch_size=6
     )
     progressed = ppo.Progressed(kl_coefficient=0.1)
-    rollout, numbers = ppo.collect(actors, answers, PPO, progressed, WORLD.device)
+    rollout, numbers = ppo.collect(actors, answers, PPO, progressed, WORLD)
     assert numbers["kl"] == 0, "the policy still is the reference"
     for part in ppo.micro_batches(rollout, torch.arange(6), PPO.micro_batch_rows):
         terms = ppo.policy_objective(PPO.clip)(actors.policy, part)

@@ -50,7 +50,7 @@ def _kill_inside(run, stage, rng):
 def test_killed_in_every_stage_and_in_ten_steps_the_run_ends_with_the_same_bits(tiny_run, tmp_path):
     run, rng = tmp_path / "run", random.Random("kill -9")
     before = {}
-    for stage in [stage for stage in STAGES for _ in range(2 if stage in MODEL_STAGES else 1)]:
+    for stage in [name for name in STAGES for _ in range(2 if name in MODEL_STAGES else 1)]:
         _kill_inside(run, stage, rng)
         done = manifests(run)
         assert list(done) == list(STAGES[: STAGES.index(stage)])

@@ -57,8 +57,9 @@ def answer(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     batch_size: int = 128,
+    part: tuple[int, int] = (0, 1),
 ) -> Answers:
-    """The model's answer to each prompt (messages ending with the user's)."""
+    """The model's answer to each prompt (messages ending with the user's), or to a `part` of them as of `generate`."""
     rendered = [tokenizer.render(prompt, add_generation_prompt=True)[0] for prompt in prompts]
     generations = generate(
         model,
@@ -68,6 +69,7 @@ def answer(
         sampling=sampling,
         seed=seed,
         batch_size=batch_size,
+        part=part,
     )
     texts = [tokenizer.decode(g.tokens, skip_special=True).strip() for g in generations]
     return Answers(texts, [g.tokens for g in generations], [g.finished for g in generations], rendered)

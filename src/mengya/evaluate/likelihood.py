@@ -16,6 +16,7 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.preference import completion_logps
 from mengya.tokenizer.encode import ChatTokenizer
+from mengya.train.parallel import World
 
 LN2 = 0.6931471805599453
 _TOKENS_A_BATCH = 16_384
@@ -52,13 +53,21 @@ def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], start
 
 
 @torch.inference_mode()
-def packed_loss(model: Transformer, examples: Examples, row_length: int) -> float:
-    """Mean −log p of all targets of `examples`, in nats, packed into rows just as in training."""
+def packed_loss(model: Transformer, examples: Examples, row_length: int, world: World | None = None) -> float:
+    """Mean −log p of all targets of `examples`, in nats, packed into rows just as in training.
+
+    With a `world` each rank reads its share of the rows, and all get the mean over all of them.
+    """
     loss, count = 0.0, 0
     rows = _tokens_a_batch(model) // row_length + 1
-    for batch in one_pass(examples, row_length=row_length, micro_batch_rows=rows, pad_id=0):
+    rank, ranks = (0, 1) if world is None else (world.rank, world.size)
+    for batch in one_pass(examples, row_length=row_length, micro_batch_rows=rows, pad_id=0, rank=rank, world=ranks):
         terms = next_token_loss(model, batch.to(model.output_weight_VC.device))
         loss, count = loss + terms.loss_sum.item(), count + terms.count
+    if world is not None:
+        summed = torch.tensor([loss, count], dtype=torch.float64)
+        world.sum_([summed])
+        loss, count = summed[0].item(), int(summed[1])
     return loss / max(1, count)
 
 

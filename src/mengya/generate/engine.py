@@ -35,8 +35,12 @@ def generate(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     batch_size: int = 64,
+    part: tuple[int, int] = (0, 1),
 ) -> list[Generation]:
     """One Generation for each prompt, in their order.
+
+    `part` (rank, ranks): only every `ranks`-th prompt from `rank` on is answered, with the chances that it has among
+    all of them; the others get an empty one.
 
     A row stops at a stop token (finished), after `max_new_tokens` (one number, or one a prompt), or when the model's
     positions are used up (not finished); a prompt that is longer than the positions gets an empty, unfinished one.
@@ -49,7 +53,7 @@ def generate(
     assert len(limits) == len(prompts), "one limit a prompt"
     num_left = [model.config.max_positions + 1 - len(prompt) for prompt in prompts]
     rows = [Row(index, min(limit, left)) for index, (limit, left) in enumerate(zip(limits, num_left, strict=True))]
-    fitting = [row for row in rows if row.room > 0]
+    fitting = [row for row in rows[part[0] :: part[1]] if row.room > 0]
     if fitting:
         packed = for_inference(model)
         uniform_PN = _uniform(seed, len(prompts), max(limits), packed.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
 from mengya.settings import RolloutSettings
 from mengya.train.parallel import World
+from mengya.train.sharding import agreed, gathered, like, whole
 from mengya.train.signals import deferred_signals
 from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
 
@@ -55,34 +56,40 @@ def align(
 ) -> dict[str, Any]:
     """Train `algorithm.policy` in place and leave in it the guard's choice; totals, looks and the verdict.
 
-    `look(policy, step)` measures the policy on held-out prompts. Resumes from the newest checkpoint under `directory`.
+    `look(policy, step)` measures the policy on held-out prompts, on rank 0. Resumes from the newest checkpoint under `directory`.
     """
     checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
     guard, policy, step = Guard(settings.guard), algorithm.policy, 0
     best = {name: value.clone() for name, value in policy.state_dict().items()}
 
+    def seen_at(step: int, reward: float | None = None) -> Look:
+        found = whole(policy)
+        return replace(Look(**world.from_main(lambda: asdict(look(found, step)))), reward=reward)
+
     def snapshot() -> TrainState:
         tensors, numbers = algorithm.state()
         tensors = {f"algorithm/{name}": value for name, value in tensors.items()}
-        tensors |= {f"best/{name}": value for name, value in best.items()} | random_state()
+        tensors |= {f"best/{name}": value for name, value in best.items()}
+        tensors = gathered(tensors, world) | random_state()
         return TrainState(step, tensors, {"algorithm": numbers, "totals": algorithm.totals, "guard": guard.state()})
 
     state = checkpoints.latest(say)
+    agreed(world.gather(None if state is None else state.step))
     if state is not None:
         algorithm.load_state(select(state.tensors, "algorithm/"), state.numbers["algorithm"])
         algorithm.totals = state.numbers["totals"]
-        best = select(state.tensors, "best/")
+        best = {name: like(value, best[name]) for name, value in select(state.tensors, "best/").items()}
         set_random_state(state.tensors)
         guard.load_state(state.numbers["guard"])
         step = state.step
         say(f"{directory.name}: resumed at rollout {step} of {settings.steps}")
     else:
-        guard.see(look(policy, 0))
+        guard.see(seen_at(0))
 
     stop_reason = guard.stop_reason()
     with (
         deferred_signals() as signal_came,
-        MetricsLog(directory, start_step=step) as log,
+        MetricsLog(directory, start_step=step, active=world.is_main) as log,
         Progress(directory.name, total=settings.steps, start=step) as bar,
     ):
         while step < settings.steps and stop_reason is None:
@@ -90,17 +97,20 @@ def align(
             step += 1
             last = step == settings.steps
             if last or step % settings.evaluate_every == 0:
-                seen = replace(look(policy, step), reward=numbers["reward"])
+                seen = seen_at(step, numbers["reward"])
                 if guard.see(seen):
                     best = {name: value.clone() for name, value in policy.state_dict().items()}
                 stop_reason = guard.stop_reason()
                 numbers |= {"guard_score": seen.score, "guard_repetition": seen.repetition, "guard_kl": seen.kl}
-            if world.is_main:
-                log.write(step, **numbers)
-                bar.update(step, reward=numbers["reward"], kl=numbers["kl"], length=numbers["length"])
-                if last or stop_reason or step % settings.checkpoint_every == 0 or signal_came():
-                    checkpoints.save(snapshot())
-            if signal_came() and not last:
+            stopping = world.any(signal_came())
+            log.write(step, **numbers)
+            bar.update(step, reward=numbers["reward"], kl=numbers["kl"], length=numbers["length"])
+            if last or stop_reason or step % settings.checkpoint_every == 0 or stopping:
+                state = snapshot()
+                if world.is_main:
+                    checkpoints.save(state)
+            if stopping and not last:
+                world.barrier()  # no rank leaves before the state is on disk
                 raise Interrupted(directory.name, step)
     if stop_reason:
         say(f"{directory.name}: stopped early: {stop_reason}")

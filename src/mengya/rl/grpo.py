@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mengya.corpus.records import Question
-from mengya.evaluate.answers import Answers, answer
+from mengya.evaluate.answers import Answers
 from mengya.generate.sampling import Sampling
 from mengya.model.transformer import Transformer
 from mengya.objectives import policy as maths
 from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
+from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.rewards import Scale, penalised
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.rl.terms import RewardTerms
@@ -29,6 +30,7 @@ from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
+from mengya.train.sharding import load_weights, whole
 from mengya.train.state import select
 from mengya.train.step import optimizer_step
 
@@ -81,6 +83,8 @@ class GRPO:
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.prompts, self.rewards, self.settings = prompts, rewards, settings
         self.world, self.seed = world, seed
+        # Of the groups only those are kept that teach something, so each must divide by itself.
+        check_divisible("grpo.group_size", settings.group_size, settings.minibatches, world)
         self.optimizer = Optimizer(policy, settings)
         self.drawn = 0
         """Prompts taken from the stream so far: degenerate groups make it run ahead of the rollouts."""
@@ -95,7 +99,7 @@ class GRPO:
         return tensors, {"drawn": self.drawn, "scale": None if scale is None else [scale.mean, scale.deviation]}
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        self.policy.load_state_dict(select(tensors, "policy/"))
+        load_weights(self.policy, select(tensors, "policy/"))
         self.optimizer.load_state_tensors(select(tensors, "optimizer/"))
         self.drawn = numbers["drawn"]
         self.rewards.scale = None if numbers["scale"] is None else Scale(*numbers["scale"])
@@ -105,17 +109,19 @@ class GRPO:
         settings, size = self.settings, self.settings.group_size
         chosen = stream_of_prompts(len(self.prompts), self.drawn, num_prompts, self.seed)
         questions = [self.prompts[i] for i in chosen for _ in range(size)]
-        answers = answer(
-            self.policy,
+        answers = sampled_answers(
+            whole(self.policy),
             self.tokenizer,
             [question.messages for question in questions],
+            self.world,
             max_new_tokens=settings.max_new_tokens,
             sampling=Sampling(temperature=settings.temperature),
             seed=self.seed * 1_000_003 + self.drawn,
             batch_size=len(questions),
         )
         self.drawn += num_prompts
-        found = penalised(self.rewards(questions, answers), answers, settings)
+        # On rank 0 alone: a user's function may be slow, or give another number each time.
+        found = self.world.from_main(lambda: penalised(self.rewards(questions, answers), answers, settings))
         rewards_PG = torch.tensor(found, dtype=torch.float32).view(num_prompts, size)
         valid_PG = rewards_PG.isfinite() & torch.tensor([bool(t) for t in answers.tokens]).view(num_prompts, size)
         self.totals["failed_rewards"] += sum(map(math.isnan, found))
@@ -159,10 +165,12 @@ class GRPO:
         device = self.world.device
         rollout = lay_out(answers, device)
         rollout = replace(rollout, mask_BA=rollout.mask_BA & valid_B.to(device)[:, None])
-        rows = torch.arange(len(rollout), device=device)
-        parts = list(micro_batches(rollout, rows, self.settings.micro_batch_rows))
-        logps_BA, entropy_BA = (torch.cat(x) for x in zip(*(answer_logps(self.policy, p) for p in parts), strict=True))
-        reference_BA = torch.cat([answer_logps(self.reference, part)[0] for part in parts])
+        B, world = len(rollout), self.world
+        own_rows = torch.arange(world.rank, B, world.size, device=device)
+        parts = list(micro_batches(rollout, own_rows, self.settings.micro_batch_rows))
+        pairs = zip(*(answer_logps(self.policy, part) for part in parts), strict=True)
+        logps_BA, entropy_BA = (joined(x, B, world) for x in pairs)
+        reference_BA = joined([answer_logps(self.reference, part)[0] for part in parts], B, world)
         mask_BA = rollout.mask_BA
         numbers = {
             "kl": (logps_BA - reference_BA).sum(1).mean().item(),
@@ -185,10 +193,11 @@ class GRPO:
             shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
             order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
             for rows in order.chunk(settings.minibatches):
+                own = rows[self.world.rank :: self.world.size]
                 moved = optimizer_step(
                     self.policy,
                     self.optimizer,
-                    list(micro_batches(rollout, rows, settings.micro_batch_rows)),
+                    list(micro_batches(rollout, own, settings.micro_batch_rows)),
                     grpo_objective(settings),
                     rate=rate,
                     gradient_clip=settings.gradient_clip,

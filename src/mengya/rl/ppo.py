@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from mengya.corpus.records import Message
-from mengya.evaluate.answers import SAMPLED, Answers, answer
+from mengya.evaluate.answers import SAMPLED, Answers
 from mengya.generate.sampling import Sampling
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.objectives import policy as maths
 from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
+from mengya.rl.division import check_divisible, joined, sampled_answers, share_of
 from mengya.rl.rewards import Scale, combine, reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
 from mengya.settings import PPOSettings
@@ -30,6 +31,7 @@ from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
+from mengya.train.sharding import load_weights, whole
 from mengya.train.state import select
 from mengya.train.step import optimizer_step
 
@@ -54,22 +56,28 @@ class Progressed:
 
 @torch.no_grad()
 def collect(
-    actors: Actors, answers: Answers, settings: PPOSettings, progressed: Progressed, device: torch.device
+    actors: Actors, answers: Answers, settings: PPOSettings, progressed: Progressed, world: World
 ) -> tuple[Rollout, dict[str, float]]:
     """The rollout of `answers` with advantages, and its numbers for the log.
 
+    Each rank reads its share of the rows; all get the whole, and advantages are whitened over it.
     log π_old is recomputed by the training forward pass rather than taken from generation: then the ratio of the first
     micro-batch is 1 to the last bit.
     """
+    device = world.device
     rollout = lay_out(answers, device)
-    scores = reward_scores(actors.rewards, answers)
+    B = len(rollout)
+    own_scores = torch.tensor(reward_scores(actors.rewards, share_of(answers, world)), dtype=torch.float64)
+    scores = joined([own_scores], B, world).tolist()
     if progressed.scale is None:
         progressed.scale = Scale.of(scores)
     rewards = combine(scores, answers, progressed.scale, settings)
-    parts = list(micro_batches(rollout, torch.arange(len(rollout), device=device), settings.micro_batch_rows))
-    logps_BA, entropy_BA = (torch.cat(x) for x in zip(*(answer_logps(actors.policy, p) for p in parts), strict=True))
-    reference_BA = torch.cat([answer_logps(actors.reference, part)[0] for part in parts])
-    values_BA = torch.cat([answer_values(actors.values, part) for part in parts])
+    own_rows = torch.arange(world.rank, B, world.size, device=device)
+    parts = list(micro_batches(rollout, own_rows, settings.micro_batch_rows))
+    pairs = zip(*(answer_logps(actors.policy, part) for part in parts), strict=True)
+    logps_BA, entropy_BA = (joined(x, B, world) for x in pairs)
+    reference_BA = joined([answer_logps(actors.reference, part)[0] for part in parts], B, world)
+    values_BA = joined([answer_values(actors.values, part) for part in parts], B, world)
     mask_BA = rollout.mask_BA
     rewards_BA = maths.kl_penalised_rewards(
         torch.tensor(rewards, device=device), logps_BA, reference_BA, mask_BA, progressed.kl_coefficient
@@ -131,6 +139,7 @@ class PPO:
         self.actors, self.policy = actors, actors.policy
         self.tokenizer, self.prompts, self.settings = tokenizer, prompts, settings
         self.world, self.seed = world, seed
+        check_divisible("ppo.batch_prompts", settings.batch_prompts, settings.minibatches, world)
         self.policy_optimizer = Optimizer(actors.policy, settings)
         self.value_optimizer = Optimizer(actors.values, settings, settings.value_learning_rate)
         self.progressed = Progressed(kl_coefficient=settings.kl_coefficient)
@@ -152,8 +161,8 @@ class PPO:
         }
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        self.policy.load_state_dict(select(tensors, "policy/"))
-        self.actors.values.load_state_dict(select(tensors, "values/"))
+        load_weights(self.policy, select(tensors, "policy/"))
+        load_weights(self.actors.values, select(tensors, "values/"))
         self.policy_optimizer.load_state_tensors(select(tensors, "policy_optimizer/"))
         self.value_optimizer.load_state_tensors(select(tensors, "value_optimizer/"))
         self.progressed = Progressed(numbers["kl_coefficient"], Scale(*numbers["scale"]))
@@ -162,16 +171,17 @@ class PPO:
         settings, progressed = self.settings, self.progressed
         position = step * settings.batch_prompts
         chosen = stream_of_prompts(len(self.prompts), position, settings.batch_prompts, self.seed)
-        answers = answer(
-            self.policy,
+        answers = sampled_answers(
+            whole(self.policy),
             self.tokenizer,
             [self.prompts[i] for i in chosen],
+            self.world,
             max_new_tokens=settings.max_new_tokens,
             sampling=Sampling(temperature=settings.temperature) if settings.temperature != 1 else SAMPLED,
             seed=self.seed * 1_000_003 + step,
             batch_size=settings.batch_prompts,
         )
-        rollout, numbers = collect(self.actors, answers, settings, progressed, self.world.device)
+        rollout, numbers = collect(self.actors, answers, settings, progressed, self.world)
         rate = rate_factor(step, settings.steps, settings)
         learns_policy = step >= settings.value_warmup_steps
         policy_terms = policy_objective(settings.clip)
@@ -180,9 +190,10 @@ class PPO:
             shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
             order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
             for rows in order.chunk(settings.minibatches):
+                own = rows[self.world.rank :: self.world.size]
                 update = partial(
                     optimizer_step,
-                    micro_batches=list(micro_batches(rollout, rows, settings.micro_batch_rows)),
+                    micro_batches=list(micro_batches(rollout, own, settings.micro_batch_rows)),
                     rate=rate,
                     gradient_clip=settings.gradient_clip,
                     world=self.world,

@@ -24,6 +24,7 @@ from mengya.settings.training import (
     FitSettings,
     ModelSettings,
     PairTrainSettings,
+    ParallelSettings,
     PretrainSettings,
     RewardSettings,
     SFTSettings,
@@ -34,10 +35,10 @@ from mengya.settings.training import (
 __all__ = [
     "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
     "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "FitSettings", "Fraction", "GRPOSettings",
-    "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "PlaygroundSettings",
-    "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings", "RewardTerm", "RolloutSettings",
-    "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source", "StageName", "TokenizerSettings",
-    "TrainSettings", "ValidatedSettings",
+    "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "ParallelSettings",
+    "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings",
+    "RewardTerm", "RolloutSettings", "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source",
+    "StageName", "TokenizerSettings", "TrainSettings", "ValidatedSettings",
 ]  # fmt: skip
 
 
@@ -54,6 +55,7 @@ class Recipe(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
     """CPU threads; all cores when absent."""
+    parallel: ParallelSettings = ParallelSettings()
     identity: Identity = Identity()
     playground: PlaygroundSettings = PlaygroundSettings()
     corpus: CorpusSettings = CorpusSettings()

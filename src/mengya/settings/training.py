@@ -28,6 +28,19 @@ class ModelSettings(Settings):
     initializer_range: PositiveFloat | None = None
 
 
+class ParallelSettings(Settings):
+    """How many processes (torchrun) share a model. It decides where and how fast, not what is learnt."""
+
+    shard: Positive | Literal["auto"] = "auto"
+    """Ranks over which weights, gradients and optimizer state are divided (FSDP2); 1: each holds all; auto: as memory asks."""
+    replicate: Positive | None = None
+    """Copies of the model, each of `shard` ranks; as many as the processes make when absent."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third more time."""
+    timeout_seconds: PositiveFloat = 1800.0
+    """How long a rank waits for the slowest in a collective before it gives up, and torchrun restarts the group."""
+
+
 class TrainSettings(Settings):
     """What every training stage shares."""
 

@@ -12,6 +12,9 @@ from mengya.settings import Recipe, Source, StageName
 
 def _execute(context: Context) -> Outcome:
     # Imported only now: `mengya --help`, and a run whose stages are all done, never load torch.
+    from mengya.stages.ranks import call_all
+
+    call_all(context)
     module = importlib.import_module(f"mengya.stages.{context.stage.name}")
     outcome: Outcome = module.execute(context)
     return outcome

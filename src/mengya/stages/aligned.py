@@ -23,6 +23,7 @@ from mengya.stages.common import (
     measure_language_model,
     outcome_of,
     save_stage_model,
+    world_of,
 )
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
@@ -83,7 +84,7 @@ def guard_look(
             return reward_scores(rewards, answers), answers
         return [-judges.repetition(text) for text in answers.texts], answers
 
-    start_scores, _ = judge(reference)
+    start_scores = judge(reference)[0] if world_of(context).is_main else []  # rank 0 alone looks
 
     def look(model: Transformer, step: int) -> Look:
         scores, answers = judge(model)

@@ -32,7 +32,7 @@ Batch = TypeVar("Batch")
 
 def world_of(context: Context) -> World:
     recipe = context.recipe
-    return open_world(recipe.device, recipe.precision, recipe.threads)
+    return open_world(recipe.device, recipe.precision, recipe.threads, recipe.parallel.timeout_seconds)
 
 
 def tokenizer_of(context: Context) -> ChatTokenizer:

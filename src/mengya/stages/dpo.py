@@ -13,16 +13,22 @@ from mengya.stages.aligned import aligned_outcome
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
+from mengya.train.parallel import World
+from mengya.train.sharding import parallelize, whole
 
 
-def reference_logps(model: Transformer, pairs: list[TokenPair]) -> torch.Tensor:
-    """log p of each pair's chosen and rejected answer under the frozen reference, (N, 2)."""
-    starts = [pair.prompt_length for pair in pairs]
+def reference_logps(model: Transformer, pairs: list[TokenPair], world: World) -> torch.Tensor:
+    """log p of each pair's chosen and rejected answer under the frozen reference, (N, 2); each rank reads its share."""
+    own = pairs[world.rank :: world.size]
+    starts = [pair.prompt_length for pair in own]
     columns = [
         sequence_logps(model, [side.tolist() for side in sides], starts)
-        for sides in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+        for sides in ([pair.chosen for pair in own], [pair.rejected for pair in own])
     ]
-    return torch.tensor(columns).T.contiguous()
+    logps_N2 = torch.zeros(len(pairs), 2)
+    logps_N2[world.rank :: world.size] = torch.tensor(columns).T
+    world.sum_([logps_N2])
+    return logps_N2
 
 
 def execute(context: Context) -> Outcome:
@@ -32,7 +38,8 @@ def execute(context: Context) -> Outcome:
     model = load_language_model(context, "sft/model", world)
     train = preference_pairs(context, "train")
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
-    logps_N2 = reference_logps(model, rendered).to(world.device)
+    logps_N2 = reference_logps(model, rendered, world).to(world.device)
+    model = parallelize(model, world, recipe.parallel)
     totals = fit(
         model,
         ahead(loader, world),
@@ -43,6 +50,9 @@ def execute(context: Context) -> Outcome:
         world=world,
         unit="pairs",
     )
+    model = whole(model)
+    if not world.is_main:
+        return Outcome()
     outcome = aligned_outcome(context, model, tokenizer, world)
     outcome.counts = {**totals, **counts, **loader.packing()}
     outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")

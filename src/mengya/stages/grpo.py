@@ -18,6 +18,7 @@ from mengya.stages.aligned import aligned_outcome, distinct_prompts, guard_look,
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.corpus import world_of_recipe
 from mengya.stages.preferences import preference_pairs
+from mengya.train.sharding import parallelize, whole
 
 
 def _prompts(context: Context) -> list[Question]:
@@ -53,7 +54,7 @@ def execute(context: Context) -> Outcome:
             raise UserError("the reward model is not there", where="grpo.rewards", mend="run the stage reward first")
         model = load_model(path, head="score", device=world.device, compute_dtype=world.dtype).requires_grad_(False)
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
-    policy = load_language_model(context, "sft/model", world)
+    policy = parallelize(load_language_model(context, "sft/model", world), world, recipe.parallel)
     fitting = with_room(prompts, [question.messages for question in prompts], tokenizer, settings, "grpo")
     rewards = RewardTerms.of(settings.rewards, model)
     try:
@@ -66,6 +67,9 @@ def execute(context: Context) -> Outcome:
         )
     finally:
         rewards.close()
+    policy = whole(policy)
+    if not world.is_main:
+        return Outcome()
     outcome = aligned_outcome(context, policy, tokenizer, world)
     outcome.counts = {**totals, "prompts": len(fitting), "prompts_too_long": len(prompts) - len(fitting)}
     return outcome

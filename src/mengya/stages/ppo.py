@@ -11,6 +11,7 @@ from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome, distinct_prompts, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.preferences import preference_pairs
+from mengya.train.sharding import parallelize, whole
 
 
 def execute(context: Context) -> Outcome:
@@ -23,6 +24,8 @@ def execute(context: Context) -> Outcome:
     values = load_model(context.path("reward/model"), head="score", device=world.device, compute_dtype=world.dtype)
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = load_language_model(context, "sft/model", world)
+    # The two that learn are divided; the two that only answer stay whole on every rank.
+    policy, values = parallelize(policy, world, recipe.parallel), parallelize(values, world, recipe.parallel)
     prompts = distinct_prompts(preference_pairs(context, "train"))
     fitting = with_room(prompts, prompts, tokenizer, settings, "ppo")
     actors = Actors(policy, values, reference, rewards)
@@ -33,6 +36,9 @@ def execute(context: Context) -> Outcome:
         directory=context.directory,
         world=world,
     )
+    policy = whole(policy)
+    if not world.is_main:
+        return Outcome()
     outcome = aligned_outcome(context, policy, tokenizer, world)
     outcome.counts = {**totals, "prompts": len(fitting), "prompts_too_long": len(prompts) - len(fitting)}
     return outcome

@@ -28,6 +28,7 @@ from mengya.stages.common import (
     world_of,
 )
 from mengya.train.loop import fit
+from mengya.train.sharding import parallelize, whole
 
 _NGRAM_TOKENS = 20_000_000
 """Tokens counted at most for the n-gram baselines: beyond this their tables outgrow memory, not their quality."""
@@ -47,15 +48,18 @@ def execute(context: Context) -> Outcome:
     config = model_config(recipe, tokenizer.vocab_size)
     model = Transformer(config, world.dtype).to(world.device)
 
-    untrained = Measurement({"bits_per_byte": bits_per_byte(model, held.validation, recipe.evaluate.num_documents)[0]})
-    if held.clozes:
+    untrained = Measurement()
+    if world.is_main:
+        untrained.metrics["bits_per_byte"] = bits_per_byte(model, held.validation, recipe.evaluate.num_documents)[0]
+    if world.is_main and held.clozes:
         chosen = held.clozes[: recipe.evaluate.num_questions]
         untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
+    model = parallelize(model, world, recipe.parallel)
 
     loader = packed_loader(context, Mixture(train, weights) if weighted else train, settings, tokenizer, world)
 
     def look() -> dict[str, float]:
-        return {"validation_loss": packed_loss(model, held.validation, settings.sequence_length)}
+        return {"validation_loss": packed_loss(whole(model), held.validation, settings.sequence_length, world)}
 
     totals = fit(
         model,
@@ -69,6 +73,10 @@ def execute(context: Context) -> Outcome:
         evaluate_every=settings.evaluate_every,
         best_checkpoint=settings.best_checkpoint,
     )
+    validation_loss = look()
+    model = whole(model)
+    if not world.is_main:
+        return Outcome()
     save_stage_model(context, model, tokenizer, chat=False)
     measured, _ = measure_language_model(context, model, tokenizer, held)
     outcome = outcome_of(context, measured, "untrained", untrained)
@@ -76,7 +84,7 @@ def execute(context: Context) -> Outcome:
         _documents(train, _NGRAM_TOKENS), _documents(held.validation, _NGRAM_TOKENS), config.vocab_size
     )
     outcome.metrics |= {f"pretrain.{name}": value for name, value in baselines.items()}
-    outcome.metrics |= {"pretrain.validation_loss": look()["validation_loss"]}
+    outcome.metrics |= {f"pretrain.{name}": value for name, value in validation_loss.items()}
     outcome.metrics |= {"pretrain.tokens_per_second": per_second(totals)}
     outcome.counts = {
         **totals,

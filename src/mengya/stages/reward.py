@@ -21,6 +21,7 @@ from mengya.stages.common import (
 )
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
+from mengya.train.sharding import parallelize, whole
 
 
 def execute(context: Context) -> Outcome:
@@ -28,13 +29,13 @@ def execute(context: Context) -> Outcome:
     world, tokenizer = world_of(context), tokenizer_of(context)
     torch.manual_seed(recipe.seed)
     model = RewardModel.from_language_model(load_language_model(context, "sft/model", world))
+    model = parallelize(model, world, recipe.parallel)
     train, validation = preference_pairs(context, "train"), preference_pairs(context, "validation")
     loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world)
 
     def look() -> dict[str, float]:
-        return {
-            "validation_accuracy": pair_accuracy(model, tokenizer, validation, settings.sequence_length)[0]["value"]
-        }
+        accuracy, _ = pair_accuracy(whole(model), tokenizer, validation, settings.sequence_length)
+        return {"validation_accuracy": accuracy["value"]}
 
     totals = fit(
         model,
@@ -48,6 +49,9 @@ def execute(context: Context) -> Outcome:
         evaluate=look,
         evaluate_every=max(1, num_steps // 2),
     )
+    model = whole(model)
+    if not world.is_main:
+        return Outcome()
     save_stage_model(context, model, tokenizer)
     accuracy, by_reason = pair_accuracy(model, tokenizer, validation, settings.sequence_length)
     # Of the very pairs that the model is asked about: long ones, which it never sees, differ in length by other habits.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mengya.console import duration, say
@@ -25,10 +24,6 @@ def choose(recipe: Recipe, only: list[str] | None) -> list[StageName]:
 
 def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -> Run:
     """The run at `directory` with the chosen stages done."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "several processes cannot share a run yet", where="torchrun", mend="start one process, without it"
-        )
     check_recipe(recipe)
     names = choose(recipe, only)
     run = Run(directory)

@@ -25,12 +25,13 @@ from mengya.stages.common import (
     world_of,
 )
 from mengya.train.loop import fit
+from mengya.train.sharding import parallelize, whole
 
 
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.sft
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
-    model = load_language_model(context, "pretrain/model", world)
+    model = parallelize(load_language_model(context, "pretrain/model", world), world, recipe.parallel)
     conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
     examples, counts = render_conversations(conversations, tokenizer, max_tokens=settings.sequence_length + 1)
     validation, _ = render_conversations(held.conversations, tokenizer, max_tokens=settings.sequence_length + 1)
@@ -47,7 +48,7 @@ def execute(context: Context) -> Outcome:
     def look() -> dict[str, float]:
         if len(validation) == 0:
             return {}
-        return {"validation_loss": packed_loss(model, validation, settings.sequence_length)}
+        return {"validation_loss": packed_loss(whole(model), validation, settings.sequence_length, world)}
 
     torch.manual_seed(recipe.seed)
     totals = fit(
@@ -62,11 +63,15 @@ def execute(context: Context) -> Outcome:
         evaluate_every=settings.evaluate_every,
         best_checkpoint=settings.best_checkpoint,
     )
+    validation_loss = look()
+    model = whole(model)
+    if not world.is_main:
+        return Outcome()
     save_stage_model(context, model, tokenizer)
     measured, _ = measure_language_model(context, model, tokenizer, held)
     before = load_measurement(context.path("pretrain/evaluation.json"))
     outcome = outcome_of(context, measured, "pretrain", before)
-    outcome.metrics |= {f"sft.{name}": value for name, value in look().items()}
+    outcome.metrics |= {f"sft.{name}": value for name, value in validation_loss.items()}
     outcome.metrics["sft.tokens_per_second"] = per_second(totals)
     outcome.counts = {
         **totals,

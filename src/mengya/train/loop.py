@@ -18,12 +18,11 @@ from mengya.train.incidents import Incidents
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
-from mengya.train.signals import deferred_signals as deferred_signals
+from mengya.train.sharding import agreed, gathered, load_weights
+from mengya.train.signals import deferred_signals
 from mengya.train.stability import Watch
-from mengya.train.state import Checkpoints, TrainState, random_state, set_random_state
-from mengya.train.state import select as select
-from mengya.train.step import Objective, StepResult
-from mengya.train.step import optimizer_step as optimizer_step
+from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
+from mengya.train.step import Objective, StepResult, optimizer_step
 
 
 class Loader(Protocol):
@@ -118,13 +117,12 @@ class _Training:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state_tensors().items()}
         numbers = {"totals": self.totals, "watch": self.watch.state(), "loader": self.loader.state_dict()}
-        return TrainState(
-            self.totals["step"], tensors | random_state(), numbers, self.totals.get("best", {}).get("step")
-        )
+        tensors = gathered(tensors, self.world) | random_state()
+        return TrainState(self.totals["step"], tensors, numbers, self.totals.get("best", {}).get("step"))
 
     def restore(self, state: TrainState) -> None:
         """Be as `state` was, but for the place in the data."""
-        self.model.load_state_dict(select(state.tensors, "model/"), strict=True)
+        load_weights(self.model, select(state.tensors, "model/"))
         self.optimizer.load_state_tensors(select(state.tensors, "optimizer/"))
         set_random_state(state.tensors)
         self.totals = dict(state.numbers["totals"])
@@ -132,6 +130,7 @@ class _Training:
 
     def resume(self) -> None:
         state = self.checkpoints.latest(self.tell)
+        agreed(self.world.gather(None if state is None else state.step))
         if state is not None:
             self.restore(state)
             self.loader.load_state_dict(state.numbers["loader"])
@@ -183,9 +182,9 @@ class _Training:
                     bar.update(step, **{"loss": result.loss, speed: speeds[speed]})
                 if saved:
                     self.save(stop)
-                world.barrier()
                 if stop and not last:
                     self.checkpoints.wait()
+                    world.barrier()  # no rank leaves before the state is on disk
                     raise Interrupted(self.directory.name, step)
                 mark, mark_totals = time.perf_counter(), dict(totals)
         return True
@@ -207,7 +206,7 @@ class _Training:
         totals["step"] += 1
         totals[self.unit] += result.count
         if self.unit != "tokens":
-            totals["tokens"] += sum(batch.num_tokens for batch in micro_batches)
+            totals["tokens"] += self.world.total(sum(batch.num_tokens for batch in micro_batches))
         if result.skipped is None:
             watch.taken(result.loss, result.grad_norm)
         elif result.overflow:
@@ -295,5 +294,5 @@ class _Training:
         self.world.barrier()
         step = self.totals["best"]["step"]
         if step != self.totals["step"]:
-            self.model.load_state_dict(select(self.checkpoints.at(step).tensors, "model/"), strict=True)
+            load_weights(self.model, select(self.checkpoints.at(step).tensors, "model/"))
         self.tell(f"hands over the weights of step {step}, with the lowest validation loss")

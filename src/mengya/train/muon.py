@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mengya.train.sharding import full, like
+
 
 def orthogonalised(
     matrices_NIO: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float
@@ -57,9 +59,12 @@ class Muon(torch.optim.Muon):
                     for i in members
                 ]
                 updates = orthogonalised(
-                    torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                    torch.stack([full(direction) for direction in directions]),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
                 )
                 rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1]))
                 for i, update in zip(members, updates, strict=True):
                     parameters[i].mul_(1 - group["lr"] * group["weight_decay"])
-                    parameters[i].add_(update, alpha=-rate)
+                    parameters[i].add_(like(update, parameters[i]), alpha=-rate)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mengya.settings import TrainSettings
 from mengya.train.loss_scale import LossScale
 from mengya.train.muon import Muon
+from mengya.train.sharding import like
 
 _LOSS_SCALE = "loss_scale/state"
 
@@ -84,4 +85,5 @@ class Optimizer:
             parameter_name, key = name.rsplit("/", 1)
             parameter = by_name[parameter_name]
             state: dict[str, Any] = owners[id(parameter)].state[parameter]
-            state[key] = value.clone()
+            placed = like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+            state[key] = placed.clone()

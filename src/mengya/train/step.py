@@ -14,6 +14,7 @@ from mengya.objectives.terms import Terms
 from mengya.train.loss_scale import LossScale
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
+from mengya.train.sharding import clip_gradients, summed_gradients, synchronise_gradients
 from mengya.train.stability import why_not_finite
 
 Objective = Callable[[Any, Any], Terms]
@@ -60,7 +61,8 @@ def optimizer_step(
     sums: dict[str, Tensor] = {}
     micro_losses = []
     count = 0
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches):
+        synchronise_gradients(model, now=number == len(micro_batches) - 1)
         terms = objective(model, batch.to(world.device))
         (terms.loss_sum if scale is None else terms.loss_sum * scale.value).backward()
         loss_sum += terms.loss_sum.detach()
@@ -68,12 +70,11 @@ def optimizer_step(
         micro_losses.append(terms.loss_sum.detach() / max(terms.count, 1))
         for name, value in terms.sums.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.detach()
-    gradients = [p.grad for p in optimizer.parameters if p.grad is not None]
     totals = torch.stack([loss_sum.float(), torch.tensor(float(count), device=world.device), *sums.values()])
-    world.sum_([*gradients, totals])
+    gradients = summed_gradients(optimizer.parameters, totals, world)
     total = totals[1].item()
     torch._foreach_mul_(gradients, 1.0 / (max(total, 1.0) * (1.0 if scale is None else scale.value)))
-    norm = torch.nn.utils.clip_grad_norm_(optimizer.parameters, gradient_clip).item()
+    norm = clip_gradients(optimizer.parameters, gradient_clip)
     loss = totals[0].item() / max(total, 1.0)
     means = {name: totals[2 + i].item() / max(total, 1.0) for i, name in enumerate(sums)}
     skipped = why_bad(loss, norm)
