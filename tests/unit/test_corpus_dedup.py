@@ -34,7 +34,14 @@ from mengya.corpus.dedup import (
 )
 from mengya.corpus.lsh import bucket_pairs, merged, proposal_probability
 from mengya.corpus.minhash import SignatureFiles
-from mengya.corpus.shingles import canonical_codes, exact_keys, sorted_shingles
+from mengya.corpus.shingles import (
+    canonical_codes,
+    count_shingles,
+    exact_keys,
+    jaccards,
+    padded_shingles,
+    sorted_shingles,
+)
 from mengya.errors import UserError
 from mengya.files import read_json, write_json
 
@@ -155,7 +162,20 @@ def test_canonical_forms_of_many_are_those_of_each(texts: list[str]) -> None:
     codes, offsets = canonical_codes(texts)
     joined = codes.tobytes().decode("utf-32-le")
     assert [joined[start:end] for start, end in pairwise(offsets.tolist())] == [canonical(text) for text in texts]
-    assert exact_keys(texts, codes, offsets) == b"".join(map(exact_key, texts))
+    keys = exact_keys(texts, codes, offsets)
+    own = [keys[start : start + 16] for start in range(0, len(keys), 16)]
+    first = [own.index(key) for key in own]
+    assert first == [list(map(exact_key, texts)).index(exact_key(text)) for text in texts]
+    for text, key in zip(texts, own, strict=True):
+        assert exact_keys([text], *canonical_codes([text])) == key
+
+
+def test_a_key_of_two_byte_characters_is_not_that_of_four_byte_ones() -> None:
+    wide = "\U0001f600\U00024b62"
+    texts = [wide, wide.encode("utf-32-le").decode("utf-16-le"), "一" + wide, "一" + wide + "。"]
+    keys = exact_keys(texts, *canonical_codes(texts))
+    assert len({keys[start : start + 16] for start in range(0, 64, 16)}) == 3
+    assert keys[32:48] == keys[48:]
 
 
 def test_shingles_of_many_are_those_of_each() -> None:
@@ -164,6 +184,41 @@ def test_shingles_of_many_are_those_of_each() -> None:
     for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
         own = shingles(text) if len(text) >= NGRAM else np.zeros(0, np.uint64)
         np.testing.assert_array_equal(hashes[start:end], own)
+    codes, borders = canonical_codes(texts)
+    padded = padded_shingles(codes, borders)
+    for text, start, end in zip(texts, borders[:-1], borders[1:], strict=True):
+        if len(text) >= NGRAM:
+            assert set(padded[start:end].tolist()) == set(shingles(text).tolist())
+    assert count_shingles(padded, borders).tolist() == np.diff(offsets).tolist()
+
+
+def test_a_hash_is_the_polynomial_of_five_code_points() -> None:
+    def mixed(value: int) -> int:
+        value ^= value >> 29
+        value = value * 0xBF58476D1CE4E5B9 % 2**64
+        return value ^ value >> 32
+
+    for text in ("一二三四五六", "a\U0001f600b", ""):
+        expected = set()
+        for start in range(max(len(text) - NGRAM, 0) + 1):
+            value = 0
+            for character in text[start : start + NGRAM]:
+                value = (value * 0x9E3779B97F4A7C15 + ord(character) + 1) % 2**64
+            expected.add(mixed(value))
+        assert shingles(text).tolist() == sorted(expected)
+
+
+def test_many_jaccards_are_those_of_each_pair() -> None:
+    rng = random.Random(24)
+    texts = ["", "", "短", *random_texts(6, 60, 24)]
+    texts += [edited(text, 3, rng) for text in texts[3:]]
+    hashes, offsets = sorted_shingles(*canonical_codes(texts))
+    own = [hashes[start:end] for start, end in pairwise(offsets.tolist())]
+    pairs = [(rng.randrange(len(texts)), rng.randrange(len(texts))) for _ in range(60)]
+    sets = [set(each.tolist()) for each in own]
+    expected = [len(sets[i] & sets[j]) / max(len(sets[i] | sets[j]), 1) for i, j in pairs]
+    assert jaccards([(own[i], own[j]) for i, j in pairs]) == expected
+    assert jaccards([]) == []
 
 
 def test_the_s_curve_is_what_is_measured() -> None:
@@ -183,10 +238,12 @@ def test_the_s_curve_is_what_is_measured() -> None:
 
 def test_pairs_of_a_bucket_are_those_of_the_definition() -> None:
     rng = np.random.default_rng(12)
-    keys = rng.integers(0, 60, 200).astype(np.uint64)
+    keys = rng.integers(0, 60, 200).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     expected = [i * 200 + j for i in range(200) for j in range(i + 1, 200) if keys[i] == keys[j] != 0]
     assert bucket_pairs(keys).tolist() == expected
-    crowd = np.array([7] * 40 + [0] * 3, dtype=np.uint64)  # larger than what proposes all its pairs: connected still
+    crowd = np.array(
+        [7 << 40] * 40 + [0] * 3, dtype=np.uint64
+    )  # larger than what proposes all its pairs: connected still
     found = {divmod(number, 43) for number in bucket_pairs(crowd).tolist()}
     assert found == {(0, j) for j in range(1, 40)} | {(j, j + 1) for j in range(1, 39)}
     assert bucket_pairs(np.zeros(0, np.uint64)).tolist() == []
@@ -199,7 +256,11 @@ def test_the_merge_of_files_is_their_union(tmp_path: Path, monkeypatch: pytest.M
     for number, values in enumerate(lists):
         np.save(tmp_path / f"{number}.npy", values)
     blocks = list(merged(tmp_path / f"{number}.npy" for number in range(len(lists))))
-    assert np.concatenate(blocks).tolist() == sorted({value for values in lists for value in values.tolist()})
+    union = sorted({value for values in lists for value in values.tolist()})
+    assert np.concatenate(blocks).tolist() == union
+    for after in (-1, union[0], union[60], 299):
+        rest = [*merged([tmp_path / f"{number}.npy" for number in range(len(lists))], after), np.zeros(0, np.int64)]
+        assert np.concatenate(rest).tolist() == [value for value in union if value > after]
     assert max(map(len, blocks)) <= 7 * len(lists)
 
 
@@ -209,8 +270,8 @@ def test_a_part_on_disk_is_its_texts_in_memory(tmp_path: Path, monkeypatch: pyte
     files = SignatureFiles(write_parts(texts, [len(texts) - 30, 0, 30], tmp_path))
     assert files.num_documents == len(texts)
     for band, keys in enumerate(band_keys(texts).T):
-        np.testing.assert_array_equal(files.band(band), keys)
-    assert files.exact().tobytes() == b"".join(map(exact_key, texts))
+        np.testing.assert_array_equal(files.bands(range(band, band + 1)), [keys])
+    assert files.exact().tobytes() == exact_keys(texts, *canonical_codes(texts))
     assert files.lengths().tolist() == [len(canonical(text)) for text in texts]
     assert files.num_shingles().tolist() == [
         len({canonical(text)[i : i + NGRAM] for i in range(len(canonical(text)) - NGRAM + 1)}) for text in texts
@@ -232,7 +293,7 @@ def test_parts_are_deduplicated_as_one_list(tmp_path: Path) -> None:
         stems = write_parts(texts, sizes, directory)
         found = list(find_duplicates(stems, texts.__getitem__, directory=directory))
         assert found == [*exact, *near]
-        assert not list(directory.rglob("candidates*"))
+        assert not (directory / "finding").exists()
     assert list(find_duplicates([], texts.__getitem__, directory=tmp_path)) == []
 
 
@@ -307,9 +368,67 @@ def test_a_small_cache_changes_nothing_and_texts_are_fetched_in_order() -> None:
 def test_a_chain_through_many_steps_is_one_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = mixed_texts(21)
     at_once = near_duplicates(texts)
-    monkeypatch.setattr(copies, "_STEP_SHINGLES", 500)  # a few texts a step
+    monkeypatch.setattr(copies, "STEP_SHINGLES", 500)  # a few texts a step
     monkeypatch.setattr(copies, "_FEW", 2)
     assert near_duplicates(texts) == at_once
+
+
+class Killed(BaseException):
+    """What no `except Exception` sees, as nothing sees a kill."""
+
+
+def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after every file that it finishes, it ends with the same, and asks for a text again for one step at most."""
+    monkeypatch.setattr(copies, "STEP_SHINGLES", 4000)  # some twenty texts a step
+    monkeypatch.setattr(lsh, "KEYS", 2000)
+    monkeypatch.setattr(lsh, "_BLOCK", 50)
+    texts = mixed_texts(25) + [text + "。" for text in mixed_texts(25)[:9]]
+    stems = write_parts(texts, [100, len(texts) - 100], tmp_path)
+    asked: list[int] = []
+
+    def text_of(index: int) -> str:
+        asked.append(index)
+        return texts[index]
+
+    expected = list(find_duplicates(stems, text_of, directory=tmp_path))
+    num_asked = len(asked)
+    fetched_a_step = 4000 // 140 + 4  # texts have some 146 shingles; and what was kept of a cluster of a few
+
+    written: list[Path] = []
+    real_replace = os.replace
+
+    def replace_and_die(source: Any, target: Any) -> None:
+        real_replace(source, target)
+        written.append(Path(target))
+        raise Killed
+
+    asked.clear()
+    monkeypatch.setattr(os, "replace", replace_and_die)
+    kills = 0
+    while True:
+        try:
+            found = list(find_duplicates(stems, text_of, directory=tmp_path))
+            break
+        except Killed:
+            kills += 1
+    names = [path.name for path in written]
+    assert found == expected
+    assert kills == len(names) == len(set(names)), "every step was finished once"
+    for kind, least in (("candidates", 3), ("joined", 5), ("dropped", 2), ("exact", 1)):
+        assert sum(name.startswith(kind) for name in names) >= least
+    # Every run begins with an empty cache, so it fetches what its one step needs, and the kept of a cluster in progress.
+    assert len(asked) <= num_asked + kills * fetched_a_step
+    assert not (tmp_path / "finding").exists()
+
+
+def test_what_another_search_left_is_not_taken(tmp_path: Path) -> None:
+    texts = mixed_texts(26)
+    stems = write_parts(texts, [len(texts)], tmp_path)
+    expected = list(find_duplicates(stems, texts.__getitem__, threshold=0.9, directory=tmp_path))
+    abandoned = find_duplicates(stems, texts.__getitem__, threshold=0.8, directory=tmp_path)
+    assert any(duplicate.kind == "near_duplicate" for duplicate in islice(abandoned, len(expected)))
+    assert (tmp_path / "finding").exists()
+    assert list(find_duplicates(stems, texts.__getitem__, threshold=0.9, directory=tmp_path)) == expected
 
 
 def test_absent_and_foreign_signatures_are_the_users_mistake(tmp_path: Path) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mengya.corpus.lsh import Pairs
 from mengya.corpus.minhash import Counts
-from mengya.corpus.shingles import Hashes, batches, canonical_codes, jaccard, sorted_shingles
+from mengya.corpus.shingles import Hashes, batches, canonical_codes, jaccards, sorted_shingles
 
 _CACHE_BYTES = 1 << 28
-_STEP_SHINGLES = 1 << 23  # shingles that one step of work asks for: 64 MiB
+STEP_SHINGLES = 1 << 23  # shingles that one step of work asks for: 64 MiB
+_PAIRS = 64  # that are compared at once
 _FEW = 32  # kept texts that are compared one by one
+_COUNTED = 0.99  # counts of shingles are too low by less than 1% (`count_shingles`)
 
 Indices = npt.NDArray[np.int64]
 
@@ -37,9 +40,9 @@ class ShingleCache:
         for batch in batches(map(self._text_of, missing)):
             hashes, offsets = sorted_shingles(*canonical_codes(batch))
             for start, end in pairwise(offsets.tolist()):
-                index = next(places)
-                self._held[index] = hashes[start:end].copy()
-                self._bytes += self._held[index].nbytes
+                own = hashes[start:end].copy()
+                self._held[next(places)] = own
+                self._bytes += own.nbytes
         found = {}
         for index in wanted:
             self._held.move_to_end(index)
@@ -50,13 +53,15 @@ class ShingleCache:
         return found
 
 
-class _Clusters:
-    """Disjoint sets of the numbers below `count`: 4 bytes each; the smallest member is a set's root."""
+class Clusters:
+    """Disjoint sets of the numbers below `count`: 8 bytes each; the smallest member is a set's root."""
 
     def __init__(self, count: int) -> None:
         assert count < 2**31
         self._parents = np.arange(count, dtype=np.int32)
         self._parent = self._parents.data  # its elements are read three times as fast as an array's
+        self.likeness = np.zeros(count, dtype=np.float32)
+        """Of the larger number of the pair that was joined last: clusters of two need no more."""
 
     def root(self, index: int) -> int:
         parent = self._parent
@@ -65,7 +70,8 @@ class _Clusters:
             index = parent[index]
         return index
 
-    def join(self, a: int, b: int) -> None:
+    def join(self, a: int, b: int, similarity: float) -> None:
+        self.likeness[max(a, b)] = similarity
         a, b = self.root(a), self.root(b)
         self._parent[max(a, b)] = min(a, b)
 
@@ -78,39 +84,45 @@ class _Clusters:
 
 def _steps(sizes: npt.NDArray[np.int64]) -> Iterator[slice]:
     """Successive slices over things of these sizes, in shingles: each below 2²³, or of one thing."""
-    place = np.cumsum(sizes) // _STEP_SHINGLES
+    place = np.cumsum(sizes) // STEP_SHINGLES
     borders = [0, *(np.flatnonzero(np.diff(place)) + 1).tolist(), len(sizes)]
     yield from (slice(start, end) for start, end in pairwise(borders) if end > start)
 
 
-def cluster(
-    candidates: Iterable[Pairs], num_shingles: Counts, cache: ShingleCache, threshold: float
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """(smallest member of each text's cluster, Jaccard that joined it): pairs of Jaccard ≥ `threshold` are in one.
+class Joined(NamedTuple):
+    """What one step of `prove` found: the last candidate that it looked at, and the pairs that joined two clusters."""
 
-    The second is kept for the larger number of a pair that was joined last; it is what clusters of two need no more.
+    last: int
+    pairs: list[tuple[int, int, float]]
+
+
+def prove(
+    candidates: Iterable[Pairs], clusters: Clusters, num_shingles: Counts, cache: ShingleCache, threshold: float
+) -> Iterator[Joined]:
+    """Pairs of Jaccard ≥ `threshold` come into one of `clusters`, a step of candidates at a time.
 
     A pair whose numbers of shingles differ too much to reach the threshold, or that others have joined already, is
-    passed over without a look at its texts.
+    passed over without a look at its texts; so where a step ends changes nothing.
     """
-    clusters = _Clusters(len(num_shingles))
-    likeness = np.zeros(len(num_shingles), dtype=np.float32)
+    root = clusters.root
     for block in candidates:
         i, j = np.divmod(block, len(num_shingles))
         a, b = num_shingles[i].astype(np.int64), num_shingles[j].astype(np.int64)
-        fits = np.minimum(a, b) >= threshold * np.maximum(a, b)
-        i, j, sizes = i[fits], j[fits], (a + b)[fits]
+        fits = np.minimum(a, b) >= _COUNTED * threshold * np.maximum(a, b)
+        block, i, j, sizes = block[fits], i[fits], j[fits], (a + b)[fits]
         for step in _steps(sizes):
             pairs = zip(i[step].tolist(), j[step].tolist(), strict=True)
-            open_pairs = [(one, other) for one, other in pairs if clusters.root(one) != clusters.root(other)]
+            open_pairs = [(one, other) for one, other in pairs if root(one) != root(other)]
             hashes = cache.many(index for pair in open_pairs for index in pair)
-            for one, other in open_pairs:
-                if clusters.root(one) != clusters.root(other):
-                    similarity = jaccard(hashes[one], hashes[other])
-                    if similarity >= threshold:
-                        clusters.join(one, other)
-                        likeness[other] = similarity
-    return clusters.roots(), likeness
+            joined = []
+            for start in range(0, len(open_pairs), _PAIRS):
+                few = [pair for pair in open_pairs[start : start + _PAIRS] if root(pair[0]) != root(pair[1])]
+                similarities = jaccards([(hashes[one], hashes[other]) for one, other in few])
+                for (one, other), similarity in zip(few, similarities, strict=True):
+                    if similarity >= threshold and root(one) != root(other):
+                        clusters.join(one, other, similarity)
+                        joined.append((one, other, similarity))
+            yield Joined(int(block[step][-1]), joined)
 
 
 class _Kept:
@@ -141,7 +153,8 @@ class _Kept:
 
     def closest(self, hashes: Hashes) -> tuple[float, int]:
         """(Jaccard, number) of the most similar kept text, the smaller number among equals; (0, -1) without any."""
-        best = max(((jaccard(hashes, own), -index) for index, own in self._recent), default=(0.0, 1))
+        recent = jaccards([(hashes, own) for _, own in self._recent])
+        best = max(zip(recent, (-index for index, _ in self._recent), strict=True), default=(0.0, 1))
         if self._indices:
             low, high = (np.searchsorted(self._shingles, hashes, side=side) for side in ("left", "right"))
             counts = high - low
@@ -154,48 +167,83 @@ class _Kept:
         return best[0], -best[1]
 
 
-def drop_copies(
-    roots: npt.NDArray[np.int32],
-    likeness: npt.NDArray[np.float32],
-    ranks: tuple[npt.NDArray[np.generic], ...],
-    num_shingles: Counts,
-    cache: ShingleCache,
-    threshold: float,
-) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
-    """(dropped, its kept copy, their Jaccard), ascending: of every cluster the first in the order of `ranks` is kept.
+class Dropped(NamedTuple):
+    """Numbers of texts, of the kept texts that they are copies of, and their Jaccard."""
 
-    `ranks` are sort keys over all texts, the first decides; the number decides last. A member that only a chain of
-    others joins to what is kept is dropped when its Jaccard with a kept text is at least 2·threshold - 1, which by the
-    triangle inequality of the Jaccard distance every two copies of one original reach; else it is kept too, and
-    others of the cluster may be its copies.
+    indices: Indices
+    of: Indices
+    similarities: npt.NDArray[np.float64]
+
+    @classmethod
+    def join(cls, several: Sequence[Dropped]) -> Dropped:
+        """All of them, ascending."""
+        columns = [np.concatenate(column) for column in zip(*several, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return cls(*(column[order] for column in columns))
+
+
+class Families:
+    """The clusters of more than one text, of each the members in the order of `ranks`: the first is kept.
+
+    `ranks` are sort keys over all texts, the first decides; the number decides last.
     """
-    members = np.flatnonzero(roots != np.arange(len(roots), dtype=np.int32))
-    members = np.union1d(members, roots[members]).astype(np.int64)
-    keys = [rank[members] for rank in ranks]
-    members = members[np.lexsort((members, *reversed(keys), roots[members]))]
-    starts = np.flatnonzero(np.diff(roots[members], prepend=-1))
-    sizes = np.diff(starts, append=len(members))
-    twos = starts[sizes == 2]
-    first, second = members[twos], members[twos + 1]
-    dropped, of = array("q", second.tobytes()), array("q", first.tobytes())
-    similarities = array("d", likeness[np.maximum(first, second)].astype(np.float64).tobytes())
-    members = members[np.repeat(sizes > 2, sizes)]
-    kept, of_root = _Kept(), -1
-    for step in _steps(num_shingles[members].astype(np.int64)):
-        hashes = cache.many(members[step].tolist())
-        for index, root in zip(members[step].tolist(), roots[members[step]].tolist(), strict=True):
-            if root != of_root:
-                kept, of_root = _Kept(), root
-            similarity, twin = kept.closest(hashes[index])
-            if twin >= 0 and similarity >= max(2 * threshold - 1, 0.0):
-                dropped.append(index)
-                of.append(twin)
-                similarities.append(similarity)
-            else:
-                kept.add(index, hashes[index])
-    order = np.argsort(np.array(dropped, dtype=np.int64), kind="stable")
-    return (
-        np.array(dropped, dtype=np.int64)[order],
-        np.array(of, dtype=np.int64)[order],
-        np.array(similarities, dtype=np.float64)[order],
-    )
+
+    def __init__(self, clusters: Clusters, ranks: Sequence[npt.NDArray[np.signedinteger]]) -> None:
+        roots = clusters.roots()
+        members = np.flatnonzero(roots != np.arange(len(roots), dtype=np.int32))
+        members = np.union1d(members, roots[members]).astype(np.int64)
+        keys = [rank[members] for rank in ranks]
+        members = members[np.lexsort((members, *reversed(keys), roots[members]))]
+        starts = np.flatnonzero(np.diff(roots[members], prepend=-1))
+        sizes = np.diff(starts, append=len(members))
+        twos = starts[sizes == 2]
+        first, second = members[twos], members[twos + 1]
+        self.twos = Dropped(second, first, clusters.likeness[np.maximum(first, second)].astype(np.float64))
+        """Of the clusters of two the second text."""
+        self._members = members[np.repeat(sizes > 2, sizes)]
+        self._roots = roots[self._members]
+
+    def drop(
+        self, num_shingles: Counts, cache: ShingleCache, threshold: float, found: Sequence[Dropped]
+    ) -> Iterator[Dropped]:
+        """What is dropped of the larger clusters, a step of members at a time, after the steps that `found` this.
+
+        A member that only a chain of others joins to what is kept is dropped when its Jaccard with a kept text is at
+        least 2·threshold - 1, which by the triangle inequality of the Jaccard distance every two copies of one original
+        reach; else it is kept too, and others of the cluster may be its copies.
+        """
+        sizes = num_shingles[self._members].astype(np.int64)
+        steps = list(_steps(sizes))[len(found) :]
+        if not steps:
+            return
+        kept, of_root = _Kept(), int(self._roots[steps[0].start])
+        for index, hashes in self._kept_before(steps[0].start, sizes, cache, found):
+            kept.add(index, hashes)
+        for step in steps:
+            indices, of, similarities = array("q"), array("q"), array("d")
+            members, roots = self._members[step].tolist(), self._roots[step].tolist()
+            shingles = cache.many(members)
+            for index, root in zip(members, roots, strict=True):
+                if root != of_root:
+                    kept, of_root = _Kept(), root
+                similarity, twin = kept.closest(shingles[index])
+                if twin >= 0 and similarity >= max(2 * threshold - 1, 0.0):
+                    indices.append(index)
+                    of.append(twin)
+                    similarities.append(similarity)
+                else:
+                    kept.add(index, shingles[index])
+            yield Dropped(np.array(indices, np.int64), np.array(of, np.int64), np.array(similarities, np.float64))
+
+    def _kept_before(
+        self, place: int, sizes: npt.NDArray[np.int64], cache: ShingleCache, found: Sequence[Dropped]
+    ) -> Iterator[tuple[int, Hashes]]:
+        """The kept members, with their shingles, of the cluster of the member at `place` that stand before it."""
+        first = int(np.searchsorted(self._roots, self._roots[place]))
+        before = np.arange(first, place)
+        if found:
+            before = before[~np.isin(self._members[before], np.concatenate([each.indices for each in found]))]
+        for step in _steps(sizes[before]):
+            members = self._members[before[step]].tolist()
+            hashes = cache.many(members)
+            yield from ((index, hashes[index]) for index in members)

@@ -8,7 +8,7 @@ part of the documents, in any order and process, then `find_duplicates` over all
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mengya.corpus.copies import Indices, ShingleCache, cluster, drop_copies
-from mengya.corpus.lsh import bucket_pairs, candidate_pairs, merged, write_candidates
-from mengya.corpus.minhash import NUM_BANDS, NUM_ROWS, SignatureFiles, band_keys, signatures_in_memory, write_signatures
+from mengya.corpus import copies, lsh
+from mengya.corpus.copies import Clusters, Dropped, Families, Indices, ShingleCache, prove
+from mengya.corpus.journal import Journal
+from mengya.corpus.lsh import all_pairs, candidate_pairs, merged, write_candidates
+from mengya.corpus.minhash import (
+    NUM_BANDS,
+    NUM_ROWS,
+    SETTINGS,
+    SignatureFiles,
+    band_keys,
+    signatures_in_memory,
+    write_signatures,
+)
 from mengya.corpus.shingles import NGRAM, Hashes, canonical, exact_key, jaccard, shingles
 
 __all__ = [
@@ -73,14 +83,16 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, seed: int = 1)
     """
     found = signatures_in_memory(texts, seed)
     cache = ShingleCache(lambda index: texts[index])
-    candidates = np.unique(np.concatenate([bucket_pairs(keys) for keys in found.bands]))
-    clusters = cluster([candidates], found.num_shingles, cache, threshold)
-    longest_first = (-found.lengths.astype(np.int64),)
-    return list(_near(*drop_copies(*clusters, longest_first, found.num_shingles, cache, threshold)))
+    clusters = Clusters(len(texts))
+    for _ in prove([all_pairs(found.bands)], clusters, found.num_shingles, cache, threshold):
+        pass
+    families = Families(clusters, (-found.lengths.astype(np.int64),))
+    dropped = [families.twos, *families.drop(found.num_shingles, cache, threshold, [])]
+    return list(_near(Dropped.join(dropped)))
 
 
-def _near(indices: Indices, of: Indices, similarities: npt.NDArray[np.float64]) -> Iterator[Duplicate]:
-    for index, twin, similarity in zip(indices.tolist(), of.tolist(), similarities.tolist(), strict=True):
+def _near(dropped: Dropped) -> Iterator[Duplicate]:
+    for index, twin, similarity in zip(*(column.tolist() for column in dropped), strict=True):
         yield Duplicate(index, twin, "near_duplicate", round(similarity, 4))
 
 
@@ -99,8 +111,11 @@ def find_duplicates(
     `text_of(number)` fetches the text of a candidate, mostly in ascending order. Of copies the longest is kept (with
     keep="first": whatever its length), the one from the part of the lower `priority[part]` among equals, then the lower
     number. Clusters are those of `near_duplicates`; the twin of an exact copy is what that step kept, and may be a near copy
-    of another text itself. `directory` holds the candidates meanwhile (8 bytes a pair and band), and nothing afterwards.
-    Memory: about 100 bytes a document and 0.5 GB. Deterministic.
+    of another text itself. Deterministic. Memory: about 100 bytes a document and 0.5 GB.
+
+    `directory`/finding holds what is finished until the last duplicate was taken (candidates of 8 bytes a pair and group of
+    bands, joined pairs, what was dropped): the same call after a kill does at most one step of 64 MB of shingles, or one group
+    of bands, a second time, and finds the same.
     UserError where signatures are absent or of other settings.
     """
     files = SignatureFiles(stems)
@@ -120,32 +135,78 @@ def _find(
 ) -> Iterator[Duplicate]:
     if not files.num_documents:
         return
-    dropped, of = _exact(files.exact(), priorities)
-    for index, twin in zip(dropped.tolist(), of.tolist(), strict=True):
+    keys = files.exact()
+    identity = {
+        **SETTINGS,
+        "texts": hashlib.sha256(keys.tobytes()).hexdigest(),  # canonical texts, from which everything else follows
+        "priorities": hashlib.sha256(priorities.tobytes()).hexdigest(),
+        "threshold": threshold,
+        "keep": keep,
+        "steps": [copies.STEP_SHINGLES, lsh.KEYS],
+    }
+    journal = Journal(directory / "finding", identity)
+    if not (done := list(journal.read("exact"))):
+        done = [dict(zip(("dropped", "of"), _exact(keys, priorities), strict=True))]
+        journal.append("exact", done[0])
+    del keys
+    dropped = done[0]["dropped"]
+    for index, twin in zip(dropped.tolist(), done[0]["of"].tolist(), strict=True):
         yield Duplicate(index, twin, "exact_duplicate", 1.0)
+    yield from _near(_find_near(files, text_of, threshold, keep, priorities, dropped, journal))
+    journal.remove()
 
-    def left(band: int) -> Hashes:
-        keys = files.band(band)
-        keys[dropped] = 0
+
+def _find_near(
+    files: SignatureFiles,
+    text_of: Callable[[int], str],
+    threshold: float,
+    keep: Keep,
+    priorities: npt.NDArray[np.int32],
+    dropped: Indices,
+    journal: Journal,
+) -> Dropped:
+    def left(bands: range) -> Hashes:
+        keys = files.bands(bands)
+        keys[:, dropped] = 0
         return keys
 
     num_shingles = files.num_shingles()
     cache = ShingleCache(text_of)
-    work = directory / "candidates.partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        candidates = merged(write_candidates(map(left, range(NUM_BANDS)), work))
-        clusters = cluster(candidates, num_shingles, cache, threshold)
-    finally:
-        shutil.rmtree(work)
-    ranks = (priorities,) if keep == "first" else (-files.lengths().astype(np.int64), priorities)
-    yield from _near(*drop_copies(*clusters, ranks, num_shingles, cache, threshold))
+    candidates = write_candidates(left, files.num_documents, journal.directory)
+    clusters, last = Clusters(files.num_documents), -1
+    for step in journal.read("joined"):
+        last = int(step["last"])
+        for one, other, similarity in zip(
+            *(step[name].tolist() for name in ("one", "other", "similarity")), strict=True
+        ):
+            clusters.join(one, other, similarity)
+    for joined in prove(merged(candidates, last), clusters, num_shingles, cache, threshold):
+        one, other, similarity = zip(*joined.pairs, strict=True) if joined.pairs else ((), (), ())
+        journal.append(
+            "joined",
+            {
+                "last": np.array(joined.last, np.int64),
+                "one": np.array(one, np.int64),
+                "other": np.array(other, np.int64),
+                "similarity": np.array(similarity, np.float64),
+            },
+        )
+    families = Families(clusters, (priorities,) if keep == "first" else (-files.lengths().astype(np.int64), priorities))
+    found = [Dropped(**step) for step in journal.read("dropped")]
+    for more in families.drop(num_shingles, cache, threshold, found):
+        journal.append("dropped", more._asdict())
+        found.append(more)
+    return Dropped.join([families.twos, *found])
 
 
 def _exact(keys: Hashes, priorities: npt.NDArray[np.int32]) -> tuple[Indices, Indices]:
     """(dropped, its kept copy), ascending, of [num_texts, 2] keys. Exact copies are of one length."""
-    order = np.lexsort((priorities, keys[:, 1], keys[:, 0]))  # stable: the lower number first among equals
+    order = np.argsort(keys[:, 0])
+    # Only where the first half of a key is shared do the other half, the priority and the number matter.
+    shared = np.zeros(len(order) + 1, dtype=bool)
+    np.equal(keys[order[1:], 0], keys[order[:-1], 0], out=shared[1:-1])
+    order = np.sort(order[shared[1:] | shared[:-1]])
+    order = order[np.lexsort((priorities[order], keys[order, 1], keys[order, 0]))]  # stable: the lower number first
     ordered = keys[order]
     copy = np.zeros(len(order), dtype=bool)
     copy[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)

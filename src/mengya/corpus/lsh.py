@@ -6,7 +6,7 @@ A pair i < j of n texts is the number i·n + j. Two texts of Jaccard s share one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from mengya.corpus.minhash import NUM_BANDS, NUM_ROWS
 from mengya.corpus.shingles import Hashes
+from mengya.files import atomic_path
 
 _ALL_PAIRS = 32  # a bucket up to this size proposes all its pairs, a larger one a chain and a star
+KEYS = 1 << 22  # keys of some bands that are sorted in memory: 32 MiB
 _BLOCK = 1 << 16  # pairs of a file that are read at a time
 
 Pairs = npt.NDArray[np.int64]
@@ -27,16 +29,26 @@ def proposal_probability(similarity: float, num_bands: int = NUM_BANDS, num_rows
 
 
 def bucket_pairs(keys: Hashes) -> Pairs:
-    """Sorted distinct pairs of texts with equal keys; a text of key 0 is in no pair."""
+    """Sorted distinct pairs of texts with equal keys; a text of key 0 is in no pair.
+
+    The lower bits of a key, as many as the texts' numbers need, are not looked at: 24 of 64 for ten million texts, which
+    costs 23 pairs a band that share no key, and proof rejects. The numbers stand there instead, and a plain sort of one
+    array does what would take the slower sort of an index, twice the memory, and buckets that are out of order.
+    """
     num_texts = len(keys)
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    alike = np.zeros(num_texts + 1, dtype=np.int8)  # [k]: whether k - 1 and k, in the order of keys, are in one bucket
-    alike[1:-1] = (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
+    numbers = np.uint64((1 << num_texts.bit_length()) - 1)
+    present = np.flatnonzero(keys)
+    ordered = keys[present] & ~numbers
+    ordered |= present.astype(np.uint64)
+    ordered.sort()
+    alike = np.zeros(len(ordered) + 1, dtype=np.int8)  # [k]: whether the k - 1st and the k-th are in one bucket
+    alike[1:-1] = ordered[1:] ^ ordered[:-1] <= numbers
+    ordered &= numbers
+    order = ordered.view(np.int64)
     borders = np.flatnonzero(np.diff(alike))
     starts, sizes = borders[::2], borders[1::2] - borders[::2] + 1
     found: list[Pairs] = [np.zeros(0, dtype=np.int64)]
-    for size in np.unique(sizes[sizes <= _ALL_PAIRS]).tolist():
+    for size in np.flatnonzero(np.bincount(sizes[sizes <= _ALL_PAIRS])).tolist():
         bucket = order[starts[sizes == size][:, None] + np.arange(size)]
         i, j = np.triu_indices(size, 1)
         found.append((bucket[:, i] * num_texts + bucket[:, j]).ravel())
@@ -50,27 +62,49 @@ def bucket_pairs(keys: Hashes) -> Pairs:
     return pairs
 
 
+def _union(several: Sequence[Pairs]) -> Pairs:
+    """The distinct ones of sorted arrays, in order."""
+    pairs = np.concatenate(several)
+    pairs.sort(kind="stable")  # timsort: it merges the runs
+    fresh = np.ones(len(pairs), dtype=bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=fresh[1:])
+    return pairs[fresh]
+
+
+def all_pairs(bands: Hashes) -> Pairs:
+    """Sorted distinct pairs of texts that share a key in any row of [num_bands, num_texts]."""
+    return _union([bucket_pairs(keys) for keys in bands])
+
+
 def candidate_pairs(keys: Hashes) -> Pairs:
     """[num_pairs, 2] distinct pairs i < j that share a key in any column of [num_texts, num_bands], in order."""
-    numbers = np.unique(np.concatenate([bucket_pairs(column) for column in keys.T]))
-    return np.stack(np.divmod(numbers, max(len(keys), 1)), axis=1)
+    return np.stack(np.divmod(all_pairs(keys.T), max(len(keys), 1)), axis=1)
 
 
-def write_candidates(bands: Iterable[Hashes], directory: Path) -> list[Path]:
-    """One file of pairs a band; only one band's keys are in memory at a time."""
+def write_candidates(bands_of: Callable[[range], Hashes], num_texts: int, directory: Path) -> list[Path]:
+    """Files of sorted pairs, each of so many bands as have 2²² keys (at least one), which are in memory together.
+
+    `bands_of(range)` gives the keys [num_bands, num_texts] of successive bands. A file that is there already was
+    finished by an earlier run, and is not written again.
+    """
+    together = min(max(KEYS // max(num_texts, 1), 1), NUM_BANDS)
     files: list[Path] = []
-    for band, keys in enumerate(bands):
-        files.append(directory / f"candidates-{band:02d}.npy")
-        np.save(files[-1], bucket_pairs(keys))
+    for first in range(0, NUM_BANDS, together):
+        files.append(directory / f"candidates-{first:02d}.npy")
+        if not files[-1].exists():
+            pairs = all_pairs(bands_of(range(first, min(first + together, NUM_BANDS))))
+            with atomic_path(files[-1]) as temporary, open(temporary, "wb") as file:
+                np.save(file, pairs)
     return files
 
 
-def merged(files: Iterable[Path]) -> Iterator[Pairs]:
-    """The distinct pairs of sorted files, in order, in blocks: a merge that holds 2¹⁶ pairs of a file at most."""
+def merged(files: Iterable[Path], after: int = -1) -> Iterator[Pairs]:
+    """The distinct pairs above `after` of sorted files, in order, in blocks: at most 2¹⁶ of a file in memory."""
     left: list[Pairs] = [np.load(file, mmap_mode="r") for file in files]
+    left = [pairs[np.searchsorted(pairs, after, side="right") :] for pairs in left]
     while left := [pairs for pairs in left if len(pairs)]:
         # No file's next block ends before this pair, so that all pairs up to it are in the blocks.
         bound = min(int(pairs[min(_BLOCK, len(pairs)) - 1]) for pairs in left)
         taken = [int(np.searchsorted(pairs[:_BLOCK], bound, side="right")) for pairs in left]
-        yield np.unique(np.concatenate([pairs[:count] for pairs, count in zip(left, taken, strict=True)]))
+        yield _union([pairs[:count] for pairs, count in zip(left, taken, strict=True)])
         left = [pairs[count:] for pairs, count in zip(left, taken, strict=True)]

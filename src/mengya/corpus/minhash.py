@@ -10,13 +10,23 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rensa
 
-from mengya.corpus.shingles import NGRAM, Hashes, Offsets, batches, canonical_codes, exact_keys, sorted_shingles
+from mengya.corpus.shingles import (
+    NGRAM,
+    Hashes,
+    Offsets,
+    batches,
+    canonical_codes,
+    count_shingles,
+    exact_keys,
+    padded_shingles,
+)
 from mengya.errors import UserError
 from mengya.files import atomic_directory, read_json, write_json
 
@@ -25,7 +35,7 @@ _ROW = struct.Struct(f"<{NUM_BANDS * NUM_ROWS}I")
 _SEED = 1
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1 << 14  # texts whose band keys are turned around at a time
-_FORMAT = {"format": 1, "ngram": NGRAM, "bands": NUM_BANDS, "rows": NUM_ROWS, "seed": _SEED}
+SETTINGS = {"format": 2, "ngram": NGRAM, "bands": NUM_BANDS, "rows": NUM_ROWS, "seed": _SEED}
 
 Counts = npt.NDArray[np.uint32]
 
@@ -34,8 +44,8 @@ Counts = npt.NDArray[np.uint32]
 class Signatures:
     """Of n texts: exact keys uint64 [n, 2], band keys [20, n], canonical lengths [n], numbers of distinct 5-grams [n].
 
-    Texts that share a key of any band are candidates. A text of fewer than 5 characters has no 5-gram; its band keys
-    are 0, and it is a candidate of nothing.
+    The numbers are those of `count_shingles`. Texts that share a key of any band are candidates. A text of fewer than 5
+    characters has no 5-gram; its band keys are 0, and it is a candidate of nothing.
     """
 
     exact: Hashes
@@ -45,22 +55,19 @@ class Signatures:
 
 
 def _band_keys(hashes: Hashes, offsets: Offsets, seed: int) -> Hashes:
-    """[NUM_BANDS, num_texts], from the shingles of texts end to end."""
-    num_texts = len(offsets) - 1
+    """[num_texts, NUM_BANDS], from the shingles of texts end to end, in any order and number."""
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes, offsets.astype(np.uint64), NUM_BANDS * NUM_ROWS, seed
     )
     # struct packs lists of integers twice as fast as numpy reads them.
-    rows = b"".join([_ROW.pack(*row) for row in matrix.to_rows()])
-    by_text = np.frombuffer(rows, dtype="<u4").reshape(num_texts, -1)
-    minima = by_text.T.astype(np.uint64, order="C").reshape(NUM_BANDS, NUM_ROWS, num_texts)
-    keys = np.zeros((NUM_BANDS, num_texts), dtype=np.uint64)
+    rows = b"".join(starmap(_ROW.pack, matrix.to_rows()))
+    minima = np.frombuffer(rows, dtype="<u4").reshape(-1, NUM_BANDS, NUM_ROWS)
+    keys = np.zeros((len(offsets) - 1, NUM_BANDS), dtype=np.uint64)
     for row in range(NUM_ROWS):
-        keys += minima[:, row]
+        keys += minima[:, :, row]
         keys += np.uint64(1)
         keys *= _MULTIPLIER
         keys ^= keys >> np.uint64(31)
-    keys[:, np.diff(offsets) == 0] = 0
     return keys
 
 
@@ -68,12 +75,15 @@ def signatures(texts: Iterable[str], seed: int = _SEED) -> Iterator[Signatures]:
     """Signatures of `texts` in order, a batch of at most 4,096 at a time. They do not depend on the batch."""
     for batch in batches(texts):
         codes, borders = canonical_codes(batch)
-        hashes, offsets = sorted_shingles(codes, borders)
+        hashes = padded_shingles(codes, borders)
+        num_shingles = count_shingles(hashes, borders)
+        keys = _band_keys(hashes, borders, seed)
+        keys[num_shingles == 0] = 0
         yield Signatures(
             np.frombuffer(exact_keys(batch, codes, borders), dtype="<u8").reshape(-1, 2),
-            _band_keys(hashes, offsets, seed),
+            keys.T,
             np.diff(borders).astype(np.uint32),
-            np.diff(offsets).astype(np.uint32),
+            num_shingles,
         )
 
 
@@ -127,7 +137,7 @@ def write_signatures(texts: Iterable[str], stem: Path) -> int:
             np.save(directory / f"{name}.npy", column)
         _turn_around(by_document, directory / "bands.npy", count)
         os.unlink(by_document)
-        write_json(directory / "signatures.json", {**_FORMAT, "documents": count})
+        write_json(directory / "signatures.json", {**SETTINGS, "documents": count})
     return count
 
 
@@ -158,7 +168,7 @@ class SignatureFiles:
                 raise UserError("these signatures were never written", where=str(path), mend="write them first")
             settings = read_json(path / "signatures.json")
             self.counts.append(settings.pop("documents"))
-            if settings != _FORMAT:
+            if settings != SETTINGS:
                 raise UserError(
                     "these signatures were made with other settings, by another version",
                     where=str(path),
@@ -166,15 +176,17 @@ class SignatureFiles:
                 )
         self.num_documents = sum(self.counts)
 
-    def _joined(self, name: str, band: int | None = None) -> npt.NDArray[np.generic]:
-        parts = (np.load(path / f"{name}.npy", mmap_mode="r") for path in self._paths)
-        return np.concatenate([part if band is None else part[band] for part in parts])
+    def _joined(self, name: str) -> npt.NDArray[np.generic]:
+        return np.concatenate([np.load(path / f"{name}.npy", mmap_mode="r") for path in self._paths])
 
     def exact(self) -> Hashes:
         return self._joined("exact").astype(np.uint64, copy=False)
 
-    def band(self, band: int) -> Hashes:
-        return self._joined("bands", band).astype(np.uint64, copy=False)
+    def bands(self, bands: range) -> Hashes:
+        """[len(bands), num_documents] of successive bands."""
+        parts = (np.load(path / "bands.npy", mmap_mode="r") for path in self._paths)
+        joined = np.concatenate([part[bands.start : bands.stop] for part in parts], axis=1)
+        return joined.astype(np.uint64, copy=False)
 
     def lengths(self) -> Counts:
         return self._joined("lengths").astype(np.uint32, copy=False)
