@@ -31,6 +31,7 @@ from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.preference import dpo_loss
 from mengya.objectives.reward import reward_loss
 from mengya.rl import ppo
+from mengya.rl.align import align
 from mengya.rl.guard import Look
 from mengya.settings import ParallelSettings, PPOSettings, SFTSettings
 from mengya.stages.dpo import reference_logps
@@ -202,8 +203,8 @@ def _ppo(case, world, directory):
         assert not is_sharded(policy)
         return Look(step, float(next(scores)), 0.0, 0.5, 0.0)  # always better: the last policy is handed over
 
-    how = {"directory": directory, "world": world, "seed": 1}
-    ppo.train_ppo(actors, tokenizer, PROMPTS, PPO, look=look, **how)
+    algorithm = ppo.PPO(actors, tokenizer, PROMPTS, PPO, world=world, seed=1)
+    align(algorithm, PPO, look=look, directory=directory, world=world)
     found = {f"policy/{name}": value for name, value in whole(actors.policy).state_dict().items()}
     return found | {f"values/{name}": value for name, value in whole(actors.values).state_dict().items()}
 
