@@ -44,6 +44,9 @@ class Bytes:
         lines = TEXT.read_text(encoding="utf-8").splitlines()
         self.documents = [np.array([END, *line.encode(), END], dtype=np.int64) for line in lines]
 
+    def origin_of(self, index):
+        return f"numbers:{index}"
+
     @property
     def num_inputs_N(self) -> np.ndarray:
         return np.array([len(document) - 1 for document in self.documents])

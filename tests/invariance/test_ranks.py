@@ -89,6 +89,9 @@ class Numbers:
         rng = random.Random("numbers")
         self.rows = [[rng.randrange(1, 50) for _ in range(rng.randrange(4, 20))] for _ in range(count)]
 
+    def origin_of(self, index):
+        return f"numbers:{index}"
+
     @property
     def num_inputs_N(self):
         return np.array([len(row) - 1 for row in self.rows])
@@ -429,5 +432,5 @@ def test_numbers_that_do_not_make_the_ranks_are_refused(settings):
 
 def test_prompts_that_do_not_divide_among_the_ranks_are_refused():
     world = World(0, 3, torch.device("cpu"), torch.float32)
-    with pytest.raises(UserError, match=r"ppo\.batch_prompts: 8 prompts .* 3 ranks — use a multiple of 6"):
-        ppo.check_divisible(PPO, world)
+    with pytest.raises(UserError, match=r"ppo\.batch_prompts: 8 does not divide .* 3 ranks — use a multiple of 6"):
+        ppo.check_divisible("ppo.batch_prompts", PPO.batch_prompts, PPO.minibatches, world)

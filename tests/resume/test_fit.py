@@ -48,6 +48,9 @@ class Numbers:
         rng = random.Random("numbers")
         self.rows = [[rng.randrange(1, 50) for _ in range(rng.randrange(4, 20))] for _ in range(count)]
 
+    def origin_of(self, index):
+        return f"numbers:{index}"
+
     @property
     def num_inputs_N(self):
         return np.array([len(row) - 1 for row in self.rows])

@@ -7,15 +7,14 @@ H heads, K KV heads, D head width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.attention import AttentionMask, attend
+from mengya.model.attention import AttentionMask, attend, attend_rotated, rotate
 from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
+from mengya.model.functions import projections, residual_norm, swiglu
 
 
 class Linear(nn.Linear):
@@ -28,28 +27,6 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-class _RMSNormFunction(torch.autograd.Function):
-    """The gradient by hand: on a CPU half the time of autograd's, which walks through seven float32 tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_C: Tensor, epsilon: float) -> Tensor:
-        x32 = x.float()
-        inverse_rms = torch.rsqrt(torch.linalg.vecdot(x32, x32).unsqueeze(-1) / x.shape[-1] + epsilon)
-        normal = (x32 * inverse_rms).to(x.dtype)
-        ctx.save_for_backward(normal, inverse_rms, weight_C)
-        return normal * weight_C.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        normal, inverse_rms, weight_C = ctx.saved_tensors
-        gradient, n, w = gradients[0].float(), normal.float(), weight_C.float()
-        gn = gradient * n
-        # With n = x / rms(x) and u = gradient · w:  dx = (u - n · mean(u · n)) / rms(x).
-        mean = (gn @ w).unsqueeze(-1) / n.shape[-1]
-        d_x = gradient.mul(w).addcmul_(n, mean, value=-1).mul_(inverse_rms)
-        return d_x.to(normal.dtype), gn.flatten(0, -2).sum(0).to(weight_C.dtype), None
-
-
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, the mean square in float32 (Zhang & Sennrich 2019)."""
 
@@ -59,7 +36,11 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return _RMSNormFunction.apply(x, self.weight, self.epsilon)
+        return residual_norm(x, None, self.weight, self.epsilon)[0]
+
+    def of_sum(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(norm of x + delta, x + delta): the residual stream goes on from the second."""
+        return residual_norm(x, delta, self.weight, self.epsilon)
 
 
 def rotary_angles(positions_BT: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -69,14 +50,6 @@ def rotary_angles(positions_BT: Tensor, config: ModelConfig, dtype: torch.dtype)
     angles_B1TF = positions_BT[:, None, :, None].float() * frequencies
     cos, sin = angles_B1TF.cos(), angles_B1TF.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
-
-
-def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
-    """x with feature pairs (i, i + D/2) turned by their angle: the half-split pairing of transformers.
-
-    Rolling by D/2 swaps the halves; the minus of the rotation is in the sign of the first half of the sine.
-    """
-    return torch.addcmul(x_BHTD * cos_B1TD, x_BHTD.roll(x_BHTD.shape[-1] // 2, -1), sin_B1TD)
 
 
 class Attention(nn.Module):
@@ -104,9 +77,12 @@ class Attention(nn.Module):
         cache: KVCache | None,
     ) -> Tensor:
         B, T, _ = x_BTC.shape
-        q_BHTD = self.q_norm(self.q_proj(x_BTC).view(B, T, -1, self.head_width)).transpose(1, 2)
-        k_BKTD = self.k_norm(self.k_proj(x_BTC).view(B, T, -1, self.head_width)).transpose(1, 2)
-        v_BKTD = self.v_proj(x_BTC).view(B, T, -1, self.head_width).transpose(1, 2)
+        weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        q_BTHD, k_BTKD, v_BTKD = (y.view(B, T, -1, self.head_width) for y in projections(x_BTC, *weights))
+        q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        if cache is None and mask.bias_BTS is not None:
+            return self.o_proj(attend_rotated(q_BTHD, k_BTKD, v_BTKD, angles, mask.bias_BTS).view(B, T, -1))
+        q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         q_BHTD, k_BKTD = rotate(q_BHTD, *angles), rotate(k_BKTD, *angles)
         if cache is not None:
             k_BKTD, v_BKTD = cache.write(self.layer, k_BKTD, v_BKTD, positions_BT)
@@ -123,7 +99,8 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.ffn_width, config.width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+        gate_BTF, up_BTF = projections(x_BTC, self.gate_proj.weight, self.up_proj.weight)
+        return self.down_proj(swiglu(gate_BTF, up_BTF))
 
 
 class Layer(nn.Module):
@@ -142,8 +119,10 @@ class Layer(nn.Module):
         positions_BT: Tensor,
         cache: KVCache | None,
     ) -> Tensor:
-        x_BTC = x_BTC + self.self_attn(self.input_layernorm(x_BTC), angles, mask, positions_BT, cache)
-        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
+        normal_BTC, x_BTC = self.input_layernorm.of_sum(x_BTC)
+        attended_BTC = self.self_attn(normal_BTC, angles, mask, positions_BT, cache)
+        normal_BTC, x_BTC = self.post_attention_layernorm.of_sum(x_BTC, attended_BTC)
+        return x_BTC + self.mlp(normal_BTC)
 
 
 class Decoder(nn.Module):

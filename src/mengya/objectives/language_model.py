@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mengya.model.attention import AttentionMask
-from mengya.objectives.terms import Terms, token_logps
+from mengya.objectives.terms import Terms, linear_cross_entropy
 
 if TYPE_CHECKING:
     from mengya.model.transformer import Transformer
@@ -24,5 +24,5 @@ def next_token_loss(model: Transformer, batch: Any) -> Terms:
     x_BTC = model.hidden(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
     trained_BT = batch.targets_BT != IGNORED
     targets_N = batch.targets_BT[trained_BT]
-    logps_N = token_logps(model.logits(x_BTC[trained_BT]), targets_N)
-    return Terms(-logps_N.sum(), targets_N.numel())
+    loss_sum = linear_cross_entropy(x_BTC[trained_BT], model.output_weight_VC, targets_N)
+    return Terms(loss_sum, targets_N.numel())

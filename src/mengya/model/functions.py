@@ -1,0 +1,98 @@
+"""Functions whose gradient is written by hand, where autograd walks through more memory than the formula needs.
+
+On a CPU a training step of a small model is bound by passes over memory as soon as its products are in bf16. Every function
+here works in the dtype of its input and keeps in float32 what is reduced; in float32 it is exact to rounding. Times in the
+comments are forward and backward of 4,096 tokens in bf16 on two cores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """(s / rms(s) · weight, s) with s = x + delta. 1.3 ms at width 256; autograd needs 2.9 and two additions more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor | None, weight_C: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        s = x.view_as(x) if delta is None else x + delta
+        # vector_norm reads bf16 and adds up in float32 without a copy of s.
+        rms = torch.linalg.vector_norm(s, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(s.shape[-1])
+        inverse_rms = rms.add_(epsilon).rsqrt_()
+        normal = (s * inverse_rms).to(s.dtype)
+        weight_C = weight_C.to(s.dtype)
+        ctx.save_for_backward(normal, inverse_rms.to(s.dtype), weight_C)
+        ctx.has_delta = delta is not None
+        return normal * weight_C, s
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
+        d_y, d_s = gradients
+        n, inverse_rms, w = ctx.saved_tensors
+        d_y_n = d_y * n
+        # With u = d_y · w:  d_s += (u - n · mean(u · n)) / rms.
+        mean = (d_y_n @ w).unsqueeze(-1).div_(n.shape[-1])
+        u = (d_y * w).addcmul_(n, mean, value=-1)
+        d_x = torch.addcmul(d_s, u, inverse_rms)
+        return d_x, d_x if ctx.has_delta else None, d_y_n.flatten(0, -2).sum(0).float(), None
+
+
+def residual_norm(x: Tensor, delta: Tensor | None, weight_C: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(normalised, s): s = x + delta (x itself without delta), normalised = s / rms(s) · weight, the mean in float32."""
+    normalised, s = _ResidualNorm.apply(x, delta, weight_C, epsilon)
+    return normalised, s
+
+
+class _Projections(torch.autograd.Function):
+    """x W₁ᵀ, x W₂ᵀ, …: the gradients for x are added up inside the products, not in passes of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        cast = [weight.to(x.dtype) for weight in weights]
+        ctx.save_for_backward(x, *cast)
+        ctx.dtypes = [weight.dtype for weight in weights]
+        return tuple(torch.nn.functional.linear(x, weight) for weight in cast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        x, *weights = ctx.saved_tensors
+        x_NI = x.flatten(0, -2)
+        d_x_NI: Tensor | None = None
+        d_weights = []
+        for gradient, weight, dtype in zip(gradients, weights, ctx.dtypes, strict=True):
+            d_y_NO = gradient.flatten(0, -2)
+            d_x_NI = d_y_NO @ weight if d_x_NI is None else d_x_NI.addmm_(d_y_NO, weight)
+            d_weights.append((d_y_NO.mT @ x_NI).to(dtype))
+        assert d_x_NI is not None
+        return d_x_NI.view_as(x), *d_weights
+
+
+def projections(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """x Wᵀ for each of the weights (out, in), in the dtype of x."""
+    products: tuple[Tensor, ...] = _Projections.apply(x, *weights)
+    return products
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps gate and up alone; silu(gate) is made again where its gradient needs it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        (d_y,) = gradients
+        d_up = torch.nn.functional.silu(gate).mul_(d_y)
+        return torch.ops.aten.silu_backward(d_y * up, gate), d_up
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up."""
+    y: Tensor = _SwiGLU.apply(gate, up)
+    return y
