@@ -7,7 +7,8 @@ exactly as if it stood alone.
 On CUDA this is scaled_dot_product_attention (a boolean mask selects the memory-efficient kernel, plain causality
 the flash kernel); flex attention would slot in at `attend`. On a CPU the eager product below is used, in blocks of
 query rows that skip the keys no query of the block can see: forward and backward of (16, 3, 256, 64) in bfloat16 on one
-thread take 44 ms with SDPA, 22 ms in one block, 17 ms in two.
+thread take 44 ms with SDPA, 22 ms in one block, 17 ms in two. `attend_rotated` is that product for training, its gradient
+written by hand; `attend` serves the cache.
 """
 
 from __future__ import annotations
@@ -112,8 +113,7 @@ def _attend_eager(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias_BTS: Tens
 class _AttendRotated(torch.autograd.Function):
     """Rotary positions, causal attention in blocks of rows and its gradient, with few copies and no padding with zeros.
 
-    Autograd over the same products spends a third more: it fills a gradient of full size for each slice of keys, and
-    keeps both the scores and the weights.
+    Autograd over the same products fills a gradient of full size for each slice of keys: 7% of a step at width 256.
     """
 
     @staticmethod
