@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,8 +52,10 @@ def cable(host: str) -> str:
 @contextmanager
 def two_hosts():
     """Two namespaces, each with its end of the cable; removed at the end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the namespaces would stay
     try:
         for host in HOSTS:
+            ip("netns", "delete", namespace(host), check=False)
             ip("netns", "add", namespace(host))
         ip(
             "link",

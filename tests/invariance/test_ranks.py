@@ -73,7 +73,7 @@ ON_TWO = [
     *(Case("language", shard, "muon") for shard in (1, 2)),
     Case("language", 2, recompute=True),
 ]
-ON_FOUR = [Case("language", 2), Case("ppo", 4), Case("language", 4, "muon")]
+ON_FOUR = [Case("language", 2), Case("ppo", 4)]
 
 
 class Stop(Exception):
