@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mengya.evaluate.answers import Answers
-from mengya.generate import batching
+from mengya.generate import batching, inference
 from mengya.generate.engine import generate
 from mengya.generate.inference import InferenceModel
 from mengya.generate.sampling import Sampling
@@ -65,7 +65,10 @@ def read(monkeypatch):
 @pytest.mark.parametrize(
     "changes", [{}, {"qk_norm": True, "head_width": 16}, {"tie_embeddings": False, "num_kv_heads": 4}]
 )
-def test_the_packed_weights_compute_what_the_model_computes(changes):
+@pytest.mark.parametrize("packs", [True, False])
+def test_the_packed_weights_compute_what_the_model_computes(changes, packs, monkeypatch):
+    if not packs:  # as on a processor without oneDNN's kernels, and on CUDA
+        monkeypatch.setattr(inference, "_onednn_packs", lambda dtype, device: False)
     model = _model(**changes)
     ids = torch.randint(5, 50, (3, 20))
     with torch.no_grad():

@@ -36,7 +36,7 @@ class _PromptReader:
     def __init__(self, model: InferenceModel, prompts: Collection[tuple[int, ...]]) -> None:
         self.model = model
         # The last token of every prompt is read with the prompt: its hidden state predicts the first new one.
-        shared = os.path.commonprefix([min(prompts)[:-1], max(prompts)[:-1]]) if len(prompts) > 1 else ()  # noqa: RUF071 - of token ids, not paths
+        shared = os.path.commonprefix([min(prompts)[:-1], max(prompts)[:-1]]) if len(prompts) > 1 else ()  # noqa: RUF071 - of token ids
         self.num_shared = len(shared) if len(shared) >= _MIN_SHARED else 0
         if self.num_shared:
             self.shared_cache = model.new_cache(1, self.num_shared)

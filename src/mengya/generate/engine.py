@@ -49,6 +49,7 @@ def generate(
     (but for rounding): the chance of each prompt and step is drawn beforehand, from `seed`.
     """
     assert all(prompts), "an empty prompt predicts nothing"
+    assert batch_size > 0
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     assert len(limits) == len(prompts), "one limit a prompt"
     num_left = [model.config.max_positions + 1 - len(prompt) for prompt in prompts]

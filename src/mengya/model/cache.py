@@ -37,6 +37,7 @@ class KVCache:
         self.keys_LBKSD = torch.zeros(shape, dtype=dtype, device=device)
         self.values_LBKSD = torch.zeros(shape, dtype=dtype, device=device)
         self.num_slots = num_slots
+        self._slots_N: Tensor | None = None  # where `write` puts new tokens, the same in every layer
         self._all_rows_B = torch.arange(num_rows, device=device)
         self._set_lengths([0] * num_rows)
 
@@ -61,7 +62,7 @@ class KVCache:
             padding = (0, 0, 0, wanted - allocated)
             self.keys_LBKSD = F.pad(self.keys_LBKSD, padding).contiguous()
             self.values_LBKSD = F.pad(self.values_LBKSD, padding).contiguous()
-        self._slots_N: Tensor | None = None  # where `write` puts new ones, the same in every layer
+        self._slots_N = None
         return self.keys_LBKSD.shape[3]
 
     def write(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
