@@ -56,6 +56,8 @@ class Started:
             text=True,
             encoding="utf-8",
             start_new_session=True,
+            # A shell starts background jobs with SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_until(self, reached: Callable[[], bool]) -> bool:
