@@ -3,9 +3,9 @@
     python benchmarks/dedup_scale.py [--documents 1000000] [--directory FOLDER] [--repeat TIMES]
 
 Documents are made when asked for (`dedup_documents.Synthetic`): one in twenty an exact copy, three near copies. Signatures
-are written part by part, 50,000 documents each; a part that is there already is not written again, so a run that was
-stopped continues. One core (RAYON_NUM_THREADS=1). The last line is one JSON object; seconds are CPU seconds
-of this run, and those of making the documents are measured apart and taken off.
+are written part by part, 50,000 documents each; a part that is there already is not written again, and the search goes on
+where it was, so a run in --directory that was stopped continues. One core (RAYON_NUM_THREADS=1). The last line is one
+JSON object; seconds are CPU seconds of this run, and those of making the documents are measured apart and taken off.
 """
 
 from __future__ import annotations

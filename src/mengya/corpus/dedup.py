@@ -138,8 +138,10 @@ def _find(
     keys = files.exact()
     identity = {
         **SETTINGS,
-        "texts": hashlib.sha256(keys.tobytes()).hexdigest(),  # canonical texts, from which everything else follows
-        "priorities": hashlib.sha256(priorities.tobytes()).hexdigest(),
+        "texts": hashlib.sha256(
+            keys.reshape(-1).data
+        ).hexdigest(),  # canonical texts, from which everything else follows
+        "priorities": hashlib.sha256(priorities.data).hexdigest(),
         "threshold": threshold,
         "keep": keep,
         "steps": [copies.STEP_SHINGLES, lsh.KEYS],

@@ -18,6 +18,7 @@ from mengya.files import atomic_path
 
 _ALL_PAIRS = 32  # a bucket up to this size proposes all its pairs, a larger one a chain and a star
 KEYS = 1 << 22  # keys of some bands that are sorted in memory: 32 MiB
+_SLOT_BITS = 20  # counters of upper bits: up to 8 MiB, which stay in the processor's cache
 _BLOCK = 1 << 16  # pairs of a file that are read at a time
 
 Pairs = npt.NDArray[np.int64]
@@ -38,6 +39,10 @@ def bucket_pairs(keys: Hashes) -> Pairs:
     num_texts = len(keys)
     numbers = np.uint64((1 << num_texts.bit_length()) - 1)
     present = np.flatnonzero(keys)
+    if (bits := num_texts.bit_length() + 3) <= _SLOT_BITS:
+        # Most keys share not even their upper bits: to count these costs a quarter of sorting all keys.
+        slots = (keys[present] >> np.uint64(64 - bits)).astype(np.int64)
+        present = present[np.bincount(slots)[slots] > 1]
     ordered = keys[present] & ~numbers
     ordered |= present.astype(np.uint64)
     ordered.sort()

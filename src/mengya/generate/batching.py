@@ -5,9 +5,9 @@ B rows being decoded, T tokens, C width, V vocabulary, P prompts, N new tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class _PromptReader:
     def __init__(self, model: InferenceModel, prompts: Collection[tuple[int, ...]]) -> None:
         self.model = model
         # The last token of every prompt is read with the prompt: its hidden state predicts the first new one.
-        shared = os.path.commonprefix([min(prompts)[:-1], max(prompts)[:-1]]) if len(prompts) > 1 else ()  # noqa: RUF071 - of token ids
+        both = zip(min(prompts)[:-1], max(prompts)[:-1], strict=False) if len(prompts) > 1 else ()
+        shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
         self.num_shared = len(shared) if len(shared) >= _MIN_SHARED else 0
         if self.num_shared:
             self.shared_cache = model.new_cache(1, self.num_shared)
