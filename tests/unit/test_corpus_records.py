@@ -7,10 +7,12 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mengya.corpus.build import build_conversations, build_preferences
+from mengya.corpus.contamination import evaluation_grams, save_index
 from mengya.corpus.funnel import Manifest
 from mengya.corpus.inputs import ListInput, file_inputs
 from mengya.corpus.messages import MessageCleaner, outer_white_space
@@ -210,6 +212,55 @@ def test_the_reason_shows_in_the_report_and_in_inspect(tmp_path: Path, capsys: p
 
 def test_near_copies_stay_where_they_were_not_asked_for(tmp_path: Path) -> None:
     assert build(near_talks(), tmp_path)["dropped"] == {}
+
+
+# --- evaluation sets --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_leaked_question_is_counted_and_goes_when_asked(tmp_path: Path, remove: bool) -> None:
+    exam = [prose(f"exam {n}", 40) for n in range(10)]
+    save_index({"exam": evaluation_grams(exam)}, tmp_path / "grams.npz")
+    prompts = [f"{prose(f'{n}')}{exam[n // 20] if n % 20 == 0 else ''}" for n in range(160)]
+    settings = SETTINGS.model_copy(update={"remove_contaminated": remove})
+
+    def made(name: str, build: Any, records: list[Any], **options: Any) -> tuple[Manifest, set[str]]:
+        place = tmp_path / name
+        place.mkdir()
+        manifest, _ = build(
+            [ListInput("s", records[:90]), ListInput("s", records[90:])],
+            settings,
+            0,
+            place,
+            work=place / "work",
+            rejects=Rejects(),
+            grams=tmp_path / "grams.npz",
+            **options,
+        )
+        rows = [row for split in ("train", "validation") for row in read_jsonl(place / f"{split}.jsonl")]
+        return manifest, {f"f:{n}" for n in range(160)} - {row["origin"] for row in rows}
+
+    leaked = {f"f:{n}" for n in range(0, 160, 20)}
+    talks = [talk(prompt, "好。", f"f:{n}") for n, prompt in enumerate(prompts)]
+    manifest, gone = made("talks", build_conversations, [*talks, talk(prompts[0], "copy", "copy")])
+    assert gone == (leaked if remove else set())
+    found = manifest["contamination"]
+    assert (found["texts"], found["sets"]["exam"]["contaminated"]) == (160, 8)  # the copy is not asked about
+    assert manifest["dropped"].get("contaminated: exam", {"conversations": 0})["conversations"] == len(gone)
+
+    # What has leaked is not weighed: of the pairs that are left, as many have the longer answer better as the shorter.
+    pairs = [
+        PreferencePair((Message("user", prompt),), "好" * (1 + n % 2), "坏" * (2 - n % 2), "s", "", f"f:{n}")
+        for n, prompt in enumerate(prompts)
+    ]
+    manifest, gone = made("pairs", build_preferences, pairs, balanced={"s"})
+    steps = {step["step"]: step["pairs"] for step in manifest["funnel"]}
+    if remove:
+        assert leaked < gone
+        assert (steps["contamination"], steps["length_balance"]) == (152, 2 * 72)
+    else:
+        assert gone == set()
+        assert steps == {"read": 160, "normalise": 160, "duplicates": 160, "length_balance": 160}
 
 
 # --- wherever it is made ----------------------------------------------------------------------------------------------

@@ -63,9 +63,9 @@ def near_prompts(
         kept: list[tuple[int, Hashes]] = []
         for number in sorted(members, key=rank):
             hashes = shingles(text_of(number))
-            alike = ((leader, jaccard(hashes, others)) for leader, others in kept[-_LEADERS:])
+            alike = ((leader, jaccard(hashes, others)) for leader, others in kept)
             twin = next((found for found in alike if found[1] >= threshold), None)
             if twin is None:
-                kept.append((number, hashes))
+                kept = [*kept[1 - _LEADERS :], (number, hashes)]
             else:
                 yield number, *twin
