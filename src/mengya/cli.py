@@ -232,15 +232,24 @@ def doctor() -> None:
 
 @app.command()
 def plan(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="a recipe, e.g. recipes/quickstart.yaml", show_default=False)
+    ] = None,
     set_: SetOption = None,
-    price: Annotated[float | None, typer.Option(help="of an hour of this machine, in any currency")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="[GPU=]PRICE", help="of an hour of this machine, or of a GPU")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="run directory to keep the plan in, for its report")] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(help="judge a published one: tokens=64e9,parameters=1.1e9,hours=24,gpus=8,gpu=A800"),
+    ] = None,
 ) -> None:
     """Parameters, tokens, FLOPs, memory, time and cost of a recipe, before spending any."""
     from mengya.recipe import load_recipe
-    from mengya.serve.plan import print_plan
+    from mengya.serve.plan import plan_command
 
-    print_plan(load_recipe(recipe, set_ or []), price)
+    plan_command(None if recipe is None else load_recipe(recipe, set_ or []), price or [], claim, out)
 
 
 data = typer.Typer(no_args_is_help=True, help="Public datasets: what there is, get one, check files of your own.")

@@ -55,9 +55,13 @@ def test_every_stage_on_two_processes(shard, tiny_run, tiny_copy):
     for stage in STAGES[STAGES.index("pretrain") :]:
         shutil.rmtree(tiny_copy / stage)
     before = manifests(tiny_copy)
-    process = _torchrun("run", TINY, "--out", tiny_copy, settings=[f"parallel.shard={shard}"])
+    auto = ["sft.micro_batch_tokens=auto", "ppo.micro_batch_rows=auto"]
+    process = _torchrun("run", TINY, "--out", tiny_copy, settings=[f"parallel.shard={shard}", *auto])
     out, err = _finish(process, 280)
     assert process.returncode == 0, err
+    # The share of one rank: half of a step, and of a mini-batch of eight.
+    counts = {stage: json.loads(manifests(tiny_copy)[stage])["counts"] for stage in ("sft", "ppo")}
+    assert (counts["sft"]["micro_batch_tokens"], counts["ppo"]["micro_batch_rows"]) == (2048, 4)
     assert out.split() == [str(tiny_copy / "report.html")], "one process speaks"
     assert err.count("pretrain: done in") == 1
     assert {stage: manifests(tiny_copy)[stage] for stage in before} == before
@@ -77,7 +81,7 @@ def test_every_stage_on_two_processes(shard, tiny_run, tiny_copy):
         assert two["tokens"] == one["tokens"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     # A run made by two processes is not stale for one.
-    again = mengya("run", TINY, "--out", tiny_copy)
+    again = mengya("run", TINY, "--out", tiny_copy, *(part for setting in auto for part in ("--set", setting)))
     assert "nothing to do" in again.stderr
 
 

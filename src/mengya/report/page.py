@@ -8,7 +8,7 @@ from typing import Any
 
 from mengya import __version__
 from mengya.files import write_text
-from mengya.report import comparison, funnel, overview, training
+from mengya.report import comparison, funnel, overview, prediction, training
 from mengya.report.words import STAGES, shown
 from mengya.run import Run
 
@@ -52,6 +52,7 @@ def view(run: Run) -> dict[str, Any]:
         "stages": rows,
         "finished": all(row["state"] == "done" for row in rows),
         "cards": overview.cards(metrics, rows),
+        "prediction": prediction.prediction(run, rows),
         "corpus": funnel.corpus(by_name["corpus"]) if "corpus" in by_name else None,
         "corpus_table": training.metric_table("corpus", metrics),
         "tokenizer": _tokenizer(by_name, metrics),

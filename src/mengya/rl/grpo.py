@@ -25,7 +25,7 @@ from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.rewards import Scale, penalised
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.rl.terms import RewardTerms
-from mengya.settings import GRPOSettings
+from mengya.settings import GRPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
@@ -167,7 +167,7 @@ class GRPO:
         rollout = replace(rollout, mask_BA=rollout.mask_BA & valid_B.to(device)[:, None])
         B, world = len(rollout), self.world
         own_rows = torch.arange(world.rank, B, world.size, device=device)
-        parts = list(micro_batches(rollout, own_rows, self.settings.micro_batch_rows))
+        parts = list(micro_batches(rollout, own_rows, micro_batch_of(self.settings)))
         pairs = zip(*(answer_logps(self.policy, part) for part in parts), strict=True)
         logps_BA, entropy_BA = (joined(x, B, world) for x in pairs)
         reference_BA = joined([answer_logps(self.reference, part)[0] for part in parts], B, world)
@@ -197,7 +197,7 @@ class GRPO:
                 moved = optimizer_step(
                     self.policy,
                     self.optimizer,
-                    list(micro_batches(rollout, own, settings.micro_batch_rows)),
+                    list(micro_batches(rollout, own, micro_batch_of(settings))),
                     grpo_objective(settings),
                     rate=rate,
                     gradient_clip=settings.gradient_clip,

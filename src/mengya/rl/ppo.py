@@ -26,7 +26,7 @@ from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers, share_of
 from mengya.rl.rewards import Scale, combine, reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
-from mengya.settings import PPOSettings
+from mengya.settings import PPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
@@ -73,7 +73,7 @@ def collect(
         progressed.scale = Scale.of(scores)
     rewards = combine(scores, answers, progressed.scale, settings)
     own_rows = torch.arange(world.rank, B, world.size, device=device)
-    parts = list(micro_batches(rollout, own_rows, settings.micro_batch_rows))
+    parts = list(micro_batches(rollout, own_rows, micro_batch_of(settings)))
     pairs = zip(*(answer_logps(actors.policy, part) for part in parts), strict=True)
     logps_BA, entropy_BA = (joined(x, B, world) for x in pairs)
     reference_BA = joined([answer_logps(actors.reference, part)[0] for part in parts], B, world)
@@ -193,7 +193,7 @@ class PPO:
                 own = rows[self.world.rank :: self.world.size]
                 update = partial(
                     optimizer_step,
-                    micro_batches=list(micro_batches(rollout, own, settings.micro_batch_rows)),
+                    micro_batches=list(micro_batches(rollout, own, micro_batch_of(settings))),
                     rate=rate,
                     gradient_clip=settings.gradient_clip,
                     world=self.world,

@@ -1,134 +1,183 @@
-"""`mengya plan`: parameters, tokens, FLOPs, memory, time and cost of a recipe, before spending any.
+"""`mengya plan`: parameters, tokens, FLOPs, memory, time and cost of a recipe, before spending any; and claims of others.
 
-The speed is this machine's, from a short probe of matrix products of the recipe's own shape; the share of it that
-training reaches is an assumption, printed with the result.
+A sample of the data goes through the real data stages, and a few real steps of every training stage are timed; the rest is
+counting. With a run directory the plan is kept there, and the run's report shows it beside what then happened.
 """
 
 from __future__ import annotations
 
+import importlib
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mengya.console import duration
+from mengya.console import say
+from mengya.errors import UserError
+from mengya.files import sha256_of, write_json
 from mengya.model.config import ModelConfig
 from mengya.model.presets import describe
+from mengya.run import Run, hardware
+from mengya.serve.plan_machines import common_machines, gpu, parse_claim
+from mengya.serve.plan_print import claim_lines, print_plan
 from mengya.settings import Recipe
 from mengya.stages.check import check_recipe, model_config, vocab_size
+from mengya.stages.dial import with_dial
 
-UTILISATION = 0.45
-"""Share of the probed matrix speed that a training step reaches: measured on the quickstart's model, 2 CPU cores."""
+if TYPE_CHECKING:
+    from mengya.serve.plan_parts import StagePlan
 
-_TOKENS_OF_EXCHANGE = 30.0
-"""Tokens of a playground conversation, or of a prompt with one answer, at a vocabulary of 3,000: 410,106 / 13,650."""
-
-_BYTES_OF_STATE = {"muon": 12, "adamw": 16}
-"""Bytes a parameter while training: fp32 weight, gradient, and one (Muon) or two (AdamW) moments."""
+PLAN_FILE = "plan.json"
 
 
-@dataclass(frozen=True)
-class StagePlan:
-    """Estimates of one stage; tokens are those that pass through a model, forward-only passes counted as a third."""
+def make_plan(recipe: Recipe) -> dict[str, Any]:
+    """The plan of a recipe on this machine as plain data: what `print_plan` shows and `RUN/plan.json` keeps."""
+    began = time.perf_counter()
+    # Torch among it: seconds that a run spends as well, in the first stage that needs them.
+    from mengya.serve.plan_parts import StagePlan
+    from mengya.serve.plan_sample import DATA_STAGES, take_sample
 
-    stage: str
-    tokens: float
-    flops: float
-    memory_bytes: float
-    seconds: float
-
-
-def probe_flops(recipe: Recipe, config: ModelConfig, seconds: float = 2.0) -> float:
-    """FLOP/s of matrix products of this model's shape and precision on this machine."""
-    import torch
-
-    from mengya.train.parallel import open_world
-
-    world = open_world(recipe.device, recipe.precision, recipe.threads)
-    rows = recipe.pretrain.micro_batch_tokens
-    a = torch.randn(rows, config.width, device=world.device, dtype=world.dtype)
-    b = torch.randn(config.ffn_width, config.width, device=world.device, dtype=world.dtype)
-    for _ in range(3):
-        torch.nn.functional.linear(a, b)
-    count, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
-        product = torch.nn.functional.linear(a, b)
-        count += 1
-        if count % 8 == 0:
-            product.sum().item()  # a device may run ahead of the host
-    return 2.0 * rows * config.width * config.ffn_width * count / elapsed
-
-
-def plan_recipe(recipe: Recipe, flops_per_second: float) -> tuple[ModelConfig, list[StagePlan]]:
-    """The model's shape and an estimate for each training stage that the recipe names.
-
-    What depends on data that is not there yet is taken from the sizes of the playground; stages on files of unknown
-    length are left out, and the caller says so.
-    """
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("tensorboard.summary.writer.event_file_writer")
+    loading = time.perf_counter() - began
     config = model_config(recipe, vocab_size(recipe))
-    world = recipe.playground
-    uses = {
-        kind: any(source.playground for source in getattr(recipe.corpus, kind))
-        for kind in ("conversations", "preferences")
-    }
-    tokens: dict[str, float] = {"pretrain": float(recipe.pretrain.tokens)}
-    if uses["conversations"]:
-        tokens["sft"] = recipe.sft.epochs * world.num_conversations * _TOKENS_OF_EXCHANGE
-    if uses["preferences"]:
-        tokens["reward"] = recipe.reward.epochs * world.num_preferences * 2 * _TOKENS_OF_EXCHANGE
-        tokens["dpo"] = recipe.dpo.epochs * world.num_preferences * 2 * _TOKENS_OF_EXCHANGE
-    ppo = recipe.ppo
-    answered = ppo.steps * ppo.batch_prompts * min(_TOKENS_OF_EXCHANGE, ppo.sequence_length)
-    # A rollout is read by four models once (forward), and trained on by two for some epochs.
-    tokens["ppo"] = answered * (4 / 3 + 2 * ppo.epochs)
-    plans = []
-    for stage, count in tokens.items():
-        if stage not in recipe.stages:
-            continue
-        settings = getattr(recipe, stage)
-        flops = count * config.flops_per_token(settings.sequence_length)
-        models = {"dpo": 1, "ppo": 4}.get(stage, 1)
-        state = _BYTES_OF_STATE[settings.optimizer] * config.num_parameters * (2 if stage == "ppo" else 1)
-        frozen = 4 * config.num_parameters * (models - 2 if models > 2 else 0)
-        rows = getattr(settings, "micro_batch_tokens", 64 * settings.sequence_length)
-        # Kept for the backward pass: about 34 numbers of the width a token and layer (Korthikanti et al. 2022, eq. 2,
-        # without attention scores) and the logits in fp32, twice.
-        activations = rows * (2 * 34 * config.width * config.num_layers / 2 + 8 * config.vocab_size)
-        seconds = flops / (flops_per_second * UTILISATION)
-        plans.append(StagePlan(stage, count, flops, state + frozen + activations, seconds))
-    return config, plans
+    with tempfile.TemporaryDirectory(prefix="mengya-plan-") as directory:
+        say("plan: a sample of the data")
+        sample = take_sample(recipe, Path(directory))
+        if all(stage in DATA_STAGES for stage in recipe.stages):
+            probe = None
+            plans = [StagePlan(stage, {"data": sample.seconds[stage]}) for stage in recipe.stages]
+            for plan in plans:
+                plan.cpu_seconds = plan.seconds
+                plan.tokens = sum(sample.tokens.values()) if plan.stage == "shards" else 0.0
+        else:
+            say("plan: a few steps of each stage")
+            from mengya.serve.plan_probe import Probe
+            from mengya.serve.plan_stages import Planner
+
+            probe = Probe(recipe, config)
+            plans = Planner(recipe, probe, sample).plan()
+        first = next((plan for plan in plans if plan.stage not in ("corpus", "tokenizer")), None)
+        if first is not None:
+            first.parts["loading"] = loading
+            first.cpu_seconds += loading
+        return _as_data(recipe, config, plans, probe, sample.tokens, time.perf_counter() - began)
 
 
-def print_plan(recipe: Recipe, price: float | None) -> None:
-    """Print the plan of `recipe` as a table; `price` is that of an hour of this machine."""
-    from rich.console import Console
-    from rich.table import Table
+def _as_data(
+    recipe: Recipe, config: ModelConfig, plans: list[StagePlan], probe: Any, tokens: dict[str, float], spent: float
+) -> dict[str, Any]:
+    from mengya.serve.plan_fit import fits_everywhere, remedy, seconds_on, warnings
+    from mengya.stages.micro_batch import available_memory
 
-    check_recipe(recipe)
-    speed = probe_flops(recipe, model_config(recipe, vocab_size(recipe)))
-    config, plans = plan_recipe(recipe, speed)
-    table = Table(title=f"{recipe.name}: {describe(config)}")
-    columns = ["stage", "tokens", "FLOPs", "memory", "time", *(["cost"] if price is not None else [])]
-    for name in columns:
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    memory = max((plan.memory_bytes for plan in plans), default=0.0)
-    tokens, flops, seconds = (sum(getattr(plan, key) for plan in plans) for key in ("tokens", "flops", "seconds"))
-    for plan in [*plans, StagePlan("all", tokens, flops, memory, seconds)]:
-        cells = [plan.stage, f"{plan.tokens:,.0f}", f"{plan.flops:.2e}", f"{plan.memory_bytes / 2**30:.2f} GiB"]
-        cells.append(duration(plan.seconds))
-        if price is not None:
-            cells.append(f"{plan.seconds / 3600 * price:.2f}")
-        table.add_row(*cells)
-    planned = {plan.stage for plan in plans}
-    console = Console()
-    console.print(table)
-    console.print(
-        f"This machine multiplies at {speed / 1e9:,.0f} GFLOP/s (measured now); training is assumed to reach "
-        f"{UTILISATION:.0%} of it. Data preparation and evaluation are not counted."
-    )
-    unknown = [stage for stage in ("sft", "reward", "dpo") if stage in recipe.stages and stage not in planned]
-    if unknown:
-        console.print(f"Not planned, since their data has not been read yet: {', '.join(unknown)}.")
-    if recipe.pretrain.tokens < 10 * config.num_parameters:
-        console.print(
-            f"{recipe.pretrain.tokens / config.num_parameters:.1f} tokens a parameter is far below the 20 of "
-            "compute-optimal training (Hoffmann et al. 2022): a smaller model would learn more in this time."
+    stages = {plan.stage: _stage(plan) for plan in plans}
+    here = None
+    if probe is not None:
+        available = available_memory(probe.world)
+        device = probe.world.device.type
+        trained = sum(plan.parts.get("training", 0.0) for plan in plans)
+        flops = sum(plan.flops for plan in plans if "training" in plan.parts)
+        here = {
+            "flops_per_second": probe.flops_per_second,
+            "utilisation": flops / max(trained, 1e-9) / probe.flops_per_second,
+            "precision": str(probe.world.dtype).removeprefix("torch."),
+            "layers_timed": probe.config.num_layers,
+            "layers": config.num_layers,
+            "memory_bytes": available,
+            "does_not_fit": {
+                plan.stage: found
+                for plan in plans
+                if plan.settings is not None and (found := remedy(plan.settings, config, available, device)) is not None
+            },
+        }
+    machines = []
+    for machine in common_machines() if probe is not None else []:
+        problem = fits_everywhere(plans, config, machine)
+        seconds = {plan.stage: round(seconds_on(plan, config, machine), 1) for plan in plans}
+        machines.append(
+            {
+                "name": machine.name,
+                "count": machine.count,
+                "flops": machine.flops,
+                "memory_gib": machine.memory,
+                "seconds": seconds,
+                "does_not_fit": {problem[0]: problem[1]} if problem else {},
+            }
         )
+    return {
+        "recipe": recipe.name,
+        "identity": sha256_of(recipe.model_dump(mode="json")),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "probe_seconds": round(spent, 1),
+        "hardware": hardware(),
+        "model": describe(config),
+        "parameters": config.num_parameters,
+        "data_tokens": {source: round(count) for source, count in tokens.items()},
+        "here": here,
+        "stages": stages,
+        "seconds": round(sum(plan.seconds for plan in plans), 3),
+        "machines": machines,
+        "warnings": [f"{plan.stage} is not planned" for plan in plans if not plan.known]
+        + warnings(recipe, config, tokens),
+    }
+
+
+def _stage(plan: StagePlan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from mengya.settings import micro_batch_key, micro_batch_of
+
+    settings = plan.settings
+    return {
+        "seconds": round(plan.seconds, 3),
+        "parts": {name: round(seconds, 3) for name, seconds in plan.parts.items()},
+        "tokens": round(plan.tokens),
+        "steps": plan.steps,
+        "flops": plan.flops + plan.forward_flops,
+        "memory": None if plan.memory is None else {**asdict(plan.memory), "total": plan.memory.total},
+        "micro_batch": None if settings is None else {micro_batch_key(settings): micro_batch_of(settings)},
+    }
+
+
+def parse_prices(texts: Sequence[str], known: Mapping[str, float]) -> dict[str, float]:
+    """{machine: price of an hour} of "0.5" (this machine), "H100=2.5" and the recipe's; UserError for anything else."""
+    prices = {name if name == "here" else gpu(name).name: price for name, price in known.items()}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            price = float(number)
+        except ValueError:
+            raise UserError(f"{number!r} is no price", where="--price", mend="write 0.5, or H100=2.5") from None
+        prices["here" if name in ("", "here") else gpu(name).name] = price
+    return prices
+
+
+def keep_plan(plan: dict[str, Any], recipe: Recipe, directory: Path) -> None:
+    """Write it to RUN/plan.json, for the report of that run; a directory that is no run yet becomes one."""
+    run = Run(directory)
+    if directory.exists() and any(directory.iterdir()) and not (directory / "recipe.yaml").exists():
+        raise UserError("this folder holds something that is not a run", where=directory, mend="give another --out")
+    with run.lock():
+        if not (directory / "recipe.yaml").exists():
+            run.save_recipe(recipe)
+        write_json(directory / PLAN_FILE, plan)
+
+
+def plan_command(recipe: Recipe | None, prices: list[str], claim: str | None, out: Path | None) -> None:
+    """Print the plan of `recipe` (and keep it in `out`), the verdict on `claim`, or both."""
+    if recipe is None and claim is None:
+        raise UserError("nothing to plan", where="mengya plan", mend="name a recipe, or give --claim")
+    if claim is not None:
+        print(claim_lines(parse_claim(claim)))
+    if recipe is None:
+        return
+    found = parse_prices(prices, recipe.prices)
+    recipe = with_dial(recipe)
+    check_recipe(recipe)
+    plan = make_plan(recipe)
+    print_plan(plan, found)
+    if out is not None:
+        keep_plan(plan, recipe, out)
+        print(f"kept in {out / PLAN_FILE}; the run's report will show it beside what happened")

@@ -30,6 +30,8 @@ from mengya.settings.training import (
     SFTSettings,
     TrainSettings,
     ValidatedSettings,
+    micro_batch_key,
+    micro_batch_of,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings",
     "RewardTerm", "RolloutSettings", "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source",
     "StageName", "TokenizerSettings", "TrainSettings", "ValidatedSettings",
+    "micro_batch_key", "micro_batch_of",
 ]  # fmt: skip
 
 
@@ -56,6 +59,8 @@ class Recipe(Settings):
     threads: Positive | None = None
     """CPU threads; all cores when absent."""
     parallel: ParallelSettings = ParallelSettings()
+    prices: dict[str, PositiveFloat] = {}
+    """Of an hour, in any currency, for `mengya plan`: {here: 0.5, A100: 2.0}; that of a GPU is for one of them."""
     identity: Identity = Identity()
     playground: PlaygroundSettings = PlaygroundSettings()
     corpus: CorpusSettings = CorpusSettings()

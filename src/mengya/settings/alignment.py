@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
-from mengya.settings.training import PairTrainSettings, TrainSettings
+from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSettings, micro_batch_field
 
 NotNegative = Annotated[float, Field(ge=0.0)]
 
@@ -50,7 +50,7 @@ class RolloutSettings(TrainSettings):
     epochs: Positive = 2
     minibatches: Positive = 2
     """Optimizer steps a pass."""
-    micro_batch_rows: Positive = 64
+    micro_batch_rows: MicroBatch = micro_batch_field(64, "micro_batch_rows")
     sequence_length: Positive = 256
     """Prompt and answer together."""
     max_new_tokens: Positive = 48

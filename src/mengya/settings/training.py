@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
 
+MicroBatch = Positive | Literal["auto"]
+"""auto: as large as memory allows, and as is fast (`stages.micro_batch`); the effective batch stays, so the gradient does."""
+
+
+def micro_batch_field(default: int, name: str) -> Any:
+    """A field that recipes may also call `micro_batch`, the same word in every training stage."""
+    return Field(default, validation_alias=AliasChoices(name, "micro_batch"))
+
 
 class ModelSettings(Settings):
-    """A preset by name or size, or a shape said explicitly; explicit keys win over the preset."""
+    """A preset, a size, or a shape said explicitly; explicit keys win over both."""
 
     preset: str | None = None
-    """3m 7m 12m 26m 50m 0.1b 0.2b 1.1b (see `model.presets`)."""
+    """A fixed shape: 3m 7m 12m 26m 50m 0.1b 0.2b 1.1b (see `model.presets`)."""
+    size: str | None = None
+    """The one dial: parameters as 40m or 0.3b. Sets the shape, and whatever the recipe does not say of rates, batch, sequence
+    length, micro-batch and tokens of pretraining (see `stages.dial`)."""
     width: Positive | None = None
     num_layers: Positive | None = None
     num_heads: Positive | None = None
@@ -99,8 +110,8 @@ class PretrainSettings(ValidatedSettings):
     """Tokens to train on, in all."""
     batch_tokens: Positive = 8192
     """Tokens a step."""
-    micro_batch_tokens: Positive = 4096
-    """Tokens a backward."""
+    micro_batch_tokens: MicroBatch = micro_batch_field(4096, "micro_batch_tokens")
+    """Tokens a backward, or auto."""
     sequence_length: Positive = 256
     weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
     """Epochs of a source in one epoch of the mixture, {source: 2.0}; 1 where it is not named."""
@@ -113,7 +124,7 @@ class SFTSettings(ValidatedSettings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     epochs: PositiveFloat = 2.0
     batch_tokens: Positive = 8192
-    micro_batch_tokens: Positive = 4096
+    micro_batch_tokens: MicroBatch = micro_batch_field(4096, "micro_batch_tokens")
     sequence_length: Positive = 256
     """Longest conversation in tokens; longer ones lose whole leading turns."""
 
@@ -126,12 +137,27 @@ class PairTrainSettings(FitSettings):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     epochs: PositiveFloat = 1.0
     batch_pairs: Positive = 64
-    micro_batch_pairs: Positive = 32
+    micro_batch_pairs: MicroBatch = micro_batch_field(32, "micro_batch_pairs")
     sequence_length: Positive = 256
 
 
 class RewardSettings(PairTrainSettings):
     learning_rate: PositiveFloat = 3e-4
+
+
+MICRO_BATCH_KEYS = ("micro_batch_tokens", "micro_batch_pairs", "micro_batch_rows")
+
+
+def micro_batch_key(settings: TrainSettings) -> str:
+    """The key of the stage's micro-batch; its unit is in the name."""
+    return next(key for key in MICRO_BATCH_KEYS if hasattr(settings, key))
+
+
+def micro_batch_of(settings: TrainSettings) -> int:
+    """The stage's micro-batch in its own unit, after `stages.micro_batch` has put a number in the place of auto."""
+    chosen = getattr(settings, micro_batch_key(settings))
+    assert isinstance(chosen, int), "micro_batch: auto is resolved before training begins"
+    return chosen
 
 
 class EvaluateSettings(Settings):

@@ -8,7 +8,7 @@ from mengya.corpus import catalogue
 from mengya.corpus.records import Message
 from mengya.errors import UserError
 from mengya.model.config import ModelConfig
-from mengya.model.presets import preset
+from mengya.model.presets import preset, sized
 from mengya.settings import Recipe, Source
 from mengya.stages import STAGES, TOKEN_FILES, source_files, token_files
 
@@ -25,13 +25,20 @@ def vocab_size(recipe: Recipe) -> int:
 
 
 def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
-    """The model's shape: the preset, explicit keys over it."""
-    explicit = {key: value for key, value in recipe.model.model_dump(exclude={"preset"}).items() if value is not None}
+    """The model's shape: the preset or the size, explicit keys over it."""
+    dumped = recipe.model.model_dump(exclude={"preset", "size"})
+    explicit = {key: value for key, value in dumped.items() if value is not None}
+    if recipe.model.preset is not None and recipe.model.size is not None:
+        raise UserError("model.preset and model.size both name a shape", where="model", mend="leave one out")
     if recipe.model.preset is not None:
         return preset(recipe.model.preset, vocab_size, **explicit)
+    if recipe.model.size is not None:
+        return sized(recipe.model.size, vocab_size, **explicit)
     for key in ("width", "num_layers", "num_heads"):
         if key not in explicit:
-            raise UserError(f"the key 'model.{key}' is missing", where="model", mend="add it, or name a preset")
+            raise UserError(
+                f"the key 'model.{key}' is missing", where="model", mend="add it, or name a preset or a size"
+            )
     return ModelConfig(vocab_size=vocab_size, **explicit)
 
 
@@ -130,6 +137,14 @@ def _check_lengths(recipe: Recipe) -> None:
             )
     for stage in ("pretrain", "sft"):
         settings = getattr(recipe, stage)
+        if settings.batch_tokens < settings.sequence_length:
+            raise UserError(
+                f"{settings.batch_tokens} tokens cannot hold a row of {settings.sequence_length}",
+                where=f"{stage}.batch_tokens",
+                mend=f"set it to {settings.sequence_length} or more",
+            )
+        if settings.micro_batch_tokens == "auto":
+            continue
         if settings.micro_batch_tokens < settings.sequence_length:
             raise UserError(
                 f"{settings.micro_batch_tokens} tokens cannot hold a row of {settings.sequence_length}",

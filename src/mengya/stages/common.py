@@ -21,7 +21,7 @@ from mengya.model.checkpoint import load_model, save_model
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.run import Context, Outcome
-from mengya.settings import PretrainSettings, SFTSettings
+from mengya.settings import PretrainSettings, SFTSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer, load_tokenizer
 from mengya.train.parallel import World, open_world
 
@@ -73,7 +73,7 @@ def packed_loader(
         examples,
         row_length=settings.sequence_length,
         rows_per_step=settings.batch_tokens // settings.sequence_length,
-        micro_batch_rows=settings.micro_batch_tokens // settings.sequence_length,
+        micro_batch_rows=micro_batch_of(settings) // settings.sequence_length,
         seed=context.recipe.seed,
         pad_id=tokenizer.end_of_text_id,
         rank=world.rank,

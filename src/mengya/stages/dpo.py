@@ -11,6 +11,7 @@ from mengya.objectives.preference import dpo_loss
 from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
+from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
 from mengya.train.parallel import World
@@ -36,10 +37,13 @@ def execute(context: Context) -> Outcome:
     world, tokenizer = world_of(context), tokenizer_of(context)
     torch.manual_seed(recipe.seed)
     model = load_language_model(context, "sft/model", world)
+    model = parallelize(model, world, recipe.parallel)
+    anywhere_N2 = torch.zeros(1, 2, device=world.device)
+    objective = dpo_loss(anywhere_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient)
+    settings = fitted(settings, model, objective, world, recipe.parallel)
     train = preference_pairs(context, "train")
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
-    logps_N2 = reference_logps(model, rendered, world).to(world.device)
-    model = parallelize(model, world, recipe.parallel)
+    logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
     totals = fit(
         model,
         ahead(loader, world),
@@ -54,7 +58,7 @@ def execute(context: Context) -> Outcome:
     if not world.is_main:
         return Outcome()
     outcome = aligned_outcome(context, model, tokenizer, world)
-    outcome.counts = {**totals, **counts, **loader.packing()}
+    outcome.counts = {**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()}
     outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")
     outcome.metrics["dpo.tokens_per_second"] = per_second(totals)
     return outcome

@@ -11,17 +11,18 @@ from mengya.errors import UserError
 from mengya.evaluate.answers import has_truth
 from mengya.model.checkpoint import load_model
 from mengya.rl.align import align
-from mengya.rl.grpo import GRPO
+from mengya.rl.grpo import GRPO, grpo_objective
 from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome, distinct_prompts, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.corpus import world_of_recipe
+from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import preference_pairs
 from mengya.train.sharding import parallelize, whole
 
 
-def _prompts(context: Context) -> list[Question]:
+def grpo_prompts(context: Context) -> list[Question]:
     """Exercises of the embedded corpus where it is part of the run; else the prompts of the preference pairs."""
     recipe, settings = context.recipe, context.recipe.grpo
     unknown = [kind for kind in settings.kinds if kind not in EXERCISES]
@@ -39,7 +40,7 @@ def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.grpo
     world, tokenizer = world_of(context), tokenizer_of(context)
     torch.manual_seed(recipe.seed)
-    prompts = _prompts(context)
+    prompts = grpo_prompts(context)
     kinds = {term.kind for term in settings.rewards}
     if kinds == {"truth"} and not any(map(has_truth, prompts)):
         raise UserError(
@@ -55,6 +56,7 @@ def execute(context: Context) -> Outcome:
         model = load_model(path, head="score", device=world.device, compute_dtype=world.dtype).requires_grad_(False)
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = parallelize(load_language_model(context, "sft/model", world), world, recipe.parallel)
+    settings = fitted(settings, policy, grpo_objective(settings), world, recipe.parallel)
     fitting = with_room(prompts, [question.messages for question in prompts], tokenizer, settings, "grpo")
     rewards = RewardTerms.of(settings.rewards, model)
     try:
@@ -71,5 +73,10 @@ def execute(context: Context) -> Outcome:
     if not world.is_main:
         return Outcome()
     outcome = aligned_outcome(context, policy, tokenizer, world)
-    outcome.counts = {**totals, "prompts": len(fitting), "prompts_too_long": len(prompts) - len(fitting)}
+    outcome.counts = {
+        **totals,
+        "micro_batch_rows": settings.micro_batch_rows,
+        "prompts": len(fitting),
+        "prompts_too_long": len(prompts) - len(fitting),
+    }
     return outcome

@@ -6,10 +6,11 @@ import torch
 
 from mengya.model.checkpoint import load_model
 from mengya.rl.align import align
-from mengya.rl.ppo import PPO, Actors
+from mengya.rl.ppo import PPO, Actors, policy_objective
 from mengya.run import Context, Outcome
 from mengya.stages.aligned import aligned_outcome, distinct_prompts, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
+from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import preference_pairs
 from mengya.train.sharding import parallelize, whole
 
@@ -26,6 +27,7 @@ def execute(context: Context) -> Outcome:
     policy = load_language_model(context, "sft/model", world)
     # The two that learn are divided; the two that only answer stay whole on every rank.
     policy, values = parallelize(policy, world, recipe.parallel), parallelize(values, world, recipe.parallel)
+    settings = fitted(settings, policy, policy_objective(settings.clip), world, recipe.parallel)
     prompts = distinct_prompts(preference_pairs(context, "train"))
     fitting = with_room(prompts, prompts, tokenizer, settings, "ppo")
     actors = Actors(policy, values, reference, rewards)
@@ -40,5 +42,10 @@ def execute(context: Context) -> Outcome:
     if not world.is_main:
         return Outcome()
     outcome = aligned_outcome(context, policy, tokenizer, world)
-    outcome.counts = {**totals, "prompts": len(fitting), "prompts_too_long": len(prompts) - len(fitting)}
+    outcome.counts = {
+        **totals,
+        "micro_batch_rows": settings.micro_batch_rows,
+        "prompts": len(fitting),
+        "prompts_too_long": len(prompts) - len(fitting),
+    }
     return outcome

@@ -8,7 +8,7 @@ from mengya.data.pairs import PairLoader, TokenPair, render_pairs
 from mengya.errors import UserError
 from mengya.files import read_jsonl
 from mengya.run import Context
-from mengya.settings import PairTrainSettings
+from mengya.settings import PairTrainSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
@@ -31,7 +31,7 @@ def pair_loader(
     loader = PairLoader(
         rendered,
         pairs_per_step=settings.batch_pairs,
-        micro_batch_pairs=settings.micro_batch_pairs,
+        micro_batch_pairs=micro_batch_of(settings),
         seed=context.recipe.seed,
         pad_id=tokenizer.end_of_text_id,
         rank=world.rank,

@@ -27,6 +27,7 @@ from mengya.stages.common import (
     tokenizer_of,
     world_of,
 )
+from mengya.stages.micro_batch import fitted
 from mengya.train.loop import fit
 from mengya.train.sharding import parallelize, whole
 
@@ -55,6 +56,7 @@ def execute(context: Context) -> Outcome:
         chosen = held.clozes[: recipe.evaluate.num_questions]
         untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
     model = parallelize(model, world, recipe.parallel)
+    settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
 
     loader = packed_loader(context, Mixture(train, weights) if weighted else train, settings, tokenizer, world)
 
@@ -88,6 +90,7 @@ def execute(context: Context) -> Outcome:
     outcome.metrics |= {"pretrain.tokens_per_second": per_second(totals)}
     outcome.counts = {
         **totals,
+        "micro_batch_tokens": settings.micro_batch_tokens,
         "parameters": config.num_parameters,
         "model": describe(config),
         "precision": str(world.dtype).removeprefix("torch."),

@@ -19,6 +19,7 @@ from mengya.stages.common import (
     tokenizer_of,
     world_of,
 )
+from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
 from mengya.train.sharding import parallelize, whole
@@ -30,6 +31,7 @@ def execute(context: Context) -> Outcome:
     torch.manual_seed(recipe.seed)
     model = RewardModel.from_language_model(load_language_model(context, "sft/model", world))
     model = parallelize(model, world, recipe.parallel)
+    settings = fitted(settings, model, reward_loss, world, recipe.parallel)
     train, validation = preference_pairs(context, "train"), preference_pairs(context, "validation")
     loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world)
 
@@ -63,6 +65,6 @@ def execute(context: Context) -> Outcome:
     metrics["reward.tokens_per_second"] = per_second(totals)
     return Outcome(
         metrics=metrics,
-        counts={**totals, **counts, **loader.packing()},
+        counts={**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()},
         delta=delta_table("length alone", {"pair_accuracy": baseline}, {"pair_accuracy": accuracy}, {}, {}),
     )

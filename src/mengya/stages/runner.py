@@ -10,6 +10,7 @@ from mengya.run import Run
 from mengya.settings import Recipe, StageName
 from mengya.stages import STAGES, downstream
 from mengya.stages.check import check_recipe
+from mengya.stages.dial import with_dial
 from mengya.stages.summary import write_summary
 
 
@@ -24,6 +25,7 @@ def choose(recipe: Recipe, only: list[str] | None) -> list[StageName]:
 
 def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -> Run:
     """The run at `directory` with the chosen stages done."""
+    recipe = with_dial(recipe)
     check_recipe(recipe)
     names = choose(recipe, only)
     run = Run(directory)

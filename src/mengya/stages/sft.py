@@ -24,6 +24,7 @@ from mengya.stages.common import (
     tokenizer_of,
     world_of,
 )
+from mengya.stages.micro_batch import fitted
 from mengya.train.loop import fit
 from mengya.train.sharding import parallelize, whole
 
@@ -32,6 +33,7 @@ def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.sft
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
     model = parallelize(load_language_model(context, "pretrain/model", world), world, recipe.parallel)
+    settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
     conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
     examples, counts = render_conversations(conversations, tokenizer, max_tokens=settings.sequence_length + 1)
     validation, _ = render_conversations(held.conversations, tokenizer, max_tokens=settings.sequence_length + 1)
@@ -75,6 +77,7 @@ def execute(context: Context) -> Outcome:
     outcome.metrics["sft.tokens_per_second"] = per_second(totals)
     outcome.counts = {
         **totals,
+        "micro_batch_tokens": settings.micro_batch_tokens,
         **{"example_tokens" if name == "tokens" else name: count for name, count in counts.items()},
         **loader.packing(),
     }

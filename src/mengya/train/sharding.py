@@ -124,6 +124,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
+def shards_of(model: nn.Module) -> int:
+    """Over how many ranks the model is divided; 1 where every rank has all of it."""
+    meshes = (parameter.device_mesh for parameter in model.parameters() if hasattr(parameter, "device_mesh"))
+    return next((int(mesh.size(mesh.ndim - 1)) for mesh in meshes), 1)
+
+
 def synchronise_gradients(model: nn.Module, now: bool) -> None:
     """Before a backward: whether its gradients are summed over the ranks. Only a step's last need be."""
     if is_sharded(model):

@@ -1,0 +1,168 @@
+"""What PPO and GRPO will take on this machine: rollouts, what is computed on them, the updates, the guard's looks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mengya.evaluate.answers import Answers
+from mengya.model.heads import RewardModel
+from mengya.rl.grpo import grpo_objective
+from mengya.rl.ppo import Actors, Progressed, collect, policy_objective, value_objective
+from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
+from mengya.serve.plan_batches import answers_of_lengths, chosen_answers
+from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
+from mengya.serve.plan_probe import StepTime
+from mengya.settings import GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
+from mengya.stages.aligned import distinct_prompts
+from mengya.stages.grpo import grpo_prompts
+from mengya.stages.preferences import preference_pairs
+
+_GUARD_BATCH = 128
+"""Prompts that the guard has answered at a time."""
+
+
+class RolloutParts(Parts):
+    """The stages that train on the model's own answers."""
+
+    def _ppo(self, plan: StagePlan) -> None:
+        settings = self._settings("ppo")
+        assert isinstance(settings, PPOSettings)
+        train = preference_pairs(self.context, "train")
+        if not train:
+            return
+        began = time.perf_counter()
+        answers = chosen_answers(train, self.tokenizer, settings.batch_prompts, settings)
+        if not answers.prompts:
+            return
+        for prompt in distinct_prompts(train):
+            self.tokenizer.render(prompt, add_generation_prompt=True)
+        growth = self.sample.count("preference") / len(train)
+        plan.parts["data"] = plan.cpu_seconds = (time.perf_counter() - began) * growth
+        model, world = self.probe.model, self.probe.world
+        values, rewards = RewardModel.from_language_model(model), RewardModel.from_language_model(model)
+        actors = Actors(model, values, model, rewards)
+        progressed = Progressed(kl_coefficient=settings.kl_coefficient)
+        few = self._few(answers)
+        rollout, _ = collect(actors, few, settings, progressed, world)
+        self._collecting(
+            plan, settings, few, settings.batch_prompts, lambda: collect(actors, few, settings, progressed, world), 4
+        )
+        policy, per_update = self._update(settings, rollout, settings.batch_prompts, policy_objective(settings.clip))
+        value, _ = self._update(
+            settings, rollout, settings.batch_prompts, value_objective(settings.value_clip, 1.0), values
+        )
+        learning = max(0, settings.steps - settings.value_warmup_steps)
+        for rollouts, timed in ((learning, policy), (settings.steps, value)):
+            self._learning(plan, settings, rollout, settings.batch_prompts, per_update, rollouts, timed)
+        self._rollouts_and_looks(plan, settings, answers, settings.batch_prompts)
+
+    def _grpo(self, plan: StagePlan) -> None:
+        """Groups that teach nothing, and are replaced by others, are not foreseen; nor is a reward function of the user's."""
+        settings = self._settings("grpo")
+        assert isinstance(settings, GRPOSettings)
+        began = time.perf_counter()
+        prompts = [question.messages for question in grpo_prompts(self.context)]
+        count = settings.batch_prompts * settings.group_size
+        lengths = self._drawn(self.answer_lengths, count, settings.max_new_tokens)
+        answers = answers_of_lengths(prompts, self.tokenizer, lengths, settings)
+        plan.parts["data"] = plan.cpu_seconds = time.perf_counter() - began
+        if not answers.prompts:
+            return
+        model, few = self.probe.model, self._few(answers)
+        rollout = lay_out(few, self.probe.world.device)
+        parts = list(micro_batches(rollout, torch.arange(len(rollout)), micro_batch_of(settings)))
+
+        @torch.no_grad()
+        def read() -> torch.Tensor:
+            return torch.cat([answer_logps(model, part)[0] for part in parts])
+
+        logps_BA = read()
+        rollout = replace(rollout, logps_BA=logps_BA, reference_BA=logps_BA, advantages_BA=rollout.mask_BA.float())
+        models = 2 + any(term.kind == "model" for term in settings.rewards)
+        self._collecting(plan, settings, few, count, read, models, of=models)
+        policy, per_update = self._update(settings, rollout, count, grpo_objective(settings))
+        self._learning(plan, settings, rollout, count, per_update, settings.steps, policy)
+        self._rollouts_and_looks(plan, settings, answers, count)
+
+    # ------------------------------------------------------------------------------------------------- the parts
+
+    def _few(self, answers: Answers) -> Answers:
+        """As many of them as can be timed."""
+        width = max(len(prompt) + len(tokens) for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True))
+        rows = self.probe.rows_to_time(width, len(answers.prompts))
+        return Answers(answers.texts[:rows], answers.tokens[:rows], answers.finished[:rows], answers.prompts[:rows])
+
+    def _collecting(
+        self,
+        plan: StagePlan,
+        settings: RolloutSettings,
+        few: Answers,
+        count: int,
+        work: Callable[[], Any],
+        models: int,
+        of: int = 1,
+    ) -> None:
+        """Reading `count` answers with `models` models; `work` reads `few` with all of them, or with one where they are `of`."""
+        width = max(len(prompt) + len(tokens) for prompt, tokens in zip(few.prompts, few.tokens, strict=True))
+        seconds = self.probe.timed(work, 0.5) / self.probe.share(width)
+        plan.parts["collecting"] = settings.steps * of * seconds * count / len(few.prompts)
+        read = float(width * count)
+        plan.forward_flops += models * settings.steps * read * self.probe.whole.flops_per_token(width) * FORWARD
+
+    def _update(
+        self, settings: RolloutSettings, rollout: Rollout, count: int, objective: Any, model: Any = None
+    ) -> tuple[StepTime, float]:
+        """The time of an optimizer step on a mini-batch of `count` answers, and its micro-batches."""
+        width, minibatch = rollout.ids_BT.shape[1], -(-count // settings.minibatches)
+        micro = min(micro_batch_of(settings), minibatch)
+        rows = torch.arange(min(len(rollout), minibatch), device=rollout.ids_BT.device)
+        parts = list(micro_batches(rollout, rows, micro))
+        per_update = minibatch / micro
+        timed = self.probe.step_time(
+            objective,
+            settings,
+            parts,
+            model=model,
+            length=width,
+            rows_share=len(parts[0]) / micro,
+            single=per_update <= 1,
+        )
+        return timed, per_update
+
+    def _learning(
+        self,
+        plan: StagePlan,
+        settings: RolloutSettings,
+        rollout: Rollout,
+        count: int,
+        per_update: float,
+        rollouts: int,
+        timed: StepTime,
+    ) -> None:
+        """Add the updates of one model in so many rollouts."""
+        width, updates = rollout.ids_BT.shape[1], settings.epochs * settings.minibatches
+        tokens = float(width * count * settings.epochs * rollouts)
+        plan.steps = settings.steps
+        plan.parts["training"] = plan.parts.get("training", 0.0) + updates * rollouts * timed.step(per_update)
+        plan.micro_batches += updates * per_update * rollouts
+        plan.tokens += tokens
+        plan.flops += tokens * self.probe.whole.flops_per_token(width)
+
+    def _rollouts_and_looks(self, plan: StagePlan, settings: RolloutSettings, answers: Answers, count: int) -> None:
+        own = len(answers.prompts)
+        asked = [len(answers.prompts[i % own]) for i in range(count)]
+        answered = [len(answers.tokens[i % own]) for i in range(count)]
+        self._generate(plan, "rollouts", asked, answered, count, settings.steps)
+        looks = 2 + -(-settings.steps // settings.evaluate_every)
+        guard = len(self.held.guard)
+        questions = self._drawn(self.prompt_lengths, guard)
+        lengths = self._drawn(self.answer_lengths, guard, settings.max_new_tokens)
+        self._generate(plan, "guard", questions, lengths, _GUARD_BATCH, looks)
+        self._read(plan, "guard", looks * 2 * (sum(questions) + sum(lengths)))
+        self._memory(plan, settings)
+        self._aligned(plan)
