@@ -24,7 +24,7 @@ from mengya.recipe import load_recipe
 from mengya.report.prediction import prediction
 from mengya.run import Run
 from mengya.serve import plan as plans
-from mengya.serve import plan_probe, plan_sample
+from mengya.serve import plan_parts, plan_probe, plan_sample
 from mengya.serve.plan_fit import fits_everywhere, remedy, seconds_on, warnings
 from mengya.serve.plan_machines import GPUS, LAYER_SECONDS, UTILISATION, Machine, common_machines, gpu, parse_claim
 from mengya.serve.plan_parts import StagePlan
@@ -33,6 +33,7 @@ from mengya.serve.plan_probe import GenerationTime, StepTime, decoding
 from mengya.serve.plan_rows import take_rows
 from mengya.serve.plan_stages import Planner
 from mengya.settings import PretrainSettings, Recipe, Source
+from mengya.stages import micro_batch
 from mengya.stages.dial import with_dial
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -308,6 +309,28 @@ def test_grpo_is_planned_and_an_unknown_stage_is_named(short_probe, monkeypatch)
     plan = plans.make_plan(recipe)
     assert plan["stages"]["grpo"]["seconds"] == 0
     assert "grpo is not planned" in plan["warnings"]
+
+
+def test_a_model_that_does_not_fit_is_planned_and_said(short_probe, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.setattr(plan_parts, "available_memory", lambda world: 0.4 * GIB)
+    monkeypatch.setattr(micro_batch, "available_memory", lambda world: 0.4 * GIB)
+    changes = [
+        "threads=1",
+        "model={size: 3m}",
+        "pretrain.tokens=1000000",
+        "stages=[corpus, tokenizer, shards, pretrain, dpo]",
+    ]
+    plan = plans.make_plan(with_dial(load_recipe(RECIPES / "quickstart.yaml", changes)))
+    assert set(plan["here"]["does_not_fit"]) >= {"dpo"}
+    assert plan["stages"]["dpo"]["micro_batch"] == {"micro_batch_pairs": 1}
+
+
+def test_a_vocabulary_that_the_sample_cannot_fill_is_no_obstacle(short_probe, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    changes = ["threads=1", "tokenizer.vocab_size=20000", "stages=[corpus, tokenizer, shards, pretrain]"]
+    plan = plans.make_plan(with_dial(load_recipe(RECIPES / "quickstart.yaml", changes)))
+    assert "20,000 tokens" in plan["model"]
 
 
 # ----------------------------------------------------------------------------------------------------- the report

@@ -49,7 +49,7 @@ def remedy(settings: TrainSettings, config: ModelConfig, available: float, devic
     smaller = largest_micro_batch(settings, config, available, device=device, checkpointing=True)
     if smaller is not None:
         return f"{_CHECKPOINTING} and micro_batch: {smaller}"
-    for shards in (8,) if count == 1 else (count, 8 * count):
+    for shards in () if device == "cpu" else (8,) if count == 1 else (count, 8 * count):
         smaller = largest_micro_batch(settings, config, available, device=device, checkpointing=True, shards=shards)
         if smaller is not None:
             return f"{shards} GPUs that share the model (parallel.shard: {shards}), {_CHECKPOINTING} and micro_batch: {smaller}"
@@ -59,7 +59,7 @@ def remedy(settings: TrainSettings, config: ModelConfig, available: float, devic
             settings, shape, available, device=device
         ):
             return f"model.preset: {name}"
-    return "no preset at this sequence length"
+    return "a shorter sequence_length"
 
 
 def warnings(recipe: Recipe, config: ModelConfig, tokens: dict[str, float]) -> list[str]:

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mengya.errors import UserError
 from mengya.evaluate.answers import by_kind
 from mengya.files import read_jsonl
 from mengya.serve.plan_probe import GenerationTime, Probe, StepTime, decoding
 from mengya.serve.plan_sample import Sample
-from mengya.settings import Recipe, TrainSettings, micro_batch_of
+from mengya.settings import Recipe, TrainSettings, micro_batch_key, micro_batch_of
 from mengya.stages.common import HeldOut, held_out, tokenizer_of
 from mengya.stages.micro_batch import available_memory, estimated
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.memory import BYTES_OF_PROCESS, Memory, training_memory
+from mengya.train.memory import BYTES_OF_PROCESS, Memory, micro_batch_choices, training_memory
 
 FORWARD = 1 / 3
 """Of a training step's FLOPs."""
@@ -71,15 +72,14 @@ class Parts:
         return self._generation
 
     def _settings(self, stage: str) -> Any:
-        """The stage's, with a number for `micro_batch: auto`, by the estimate."""
+        """The stage's, with a number for `micro_batch: auto` by the estimate; the smallest where nothing fits, which the plan says."""
+        settings: TrainSettings = getattr(self.recipe, stage)
         world = self.probe.world
-        return estimated(
-            getattr(self.recipe, stage),
-            self.probe.whole,
-            available_memory(world),
-            dtype_bytes=world.dtype.itemsize,
-            device=world.device.type,
-        )
+        sizes: dict[str, Any] = {"dtype_bytes": world.dtype.itemsize, "device": world.device.type}
+        try:
+            return estimated(settings, self.probe.whole, available_memory(world), **sizes)
+        except UserError:
+            return settings.model_copy(update={micro_batch_key(settings): micro_batch_choices(settings)[-1]})
 
     def _train(
         self, plan: StagePlan, settings: Any, timed: StepTime, per_step: float, tokens: float, length: int = 0

@@ -32,6 +32,7 @@ def print_plan(plan: dict[str, Any], prices: Mapping[str, float]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    console.print(f"{plan['recipe']}: {plan['model']}", soft_wrap=True)
     console.print(_time_table(plan, prices))
     read = ", ".join(f"{source} {_count(tokens)}" for source, tokens in plan["data_tokens"].items())
     console.print(f"Tokens to train on, judged by a sample: {read}.", soft_wrap=True)
@@ -46,7 +47,7 @@ def print_plan(plan: dict[str, Any], prices: Mapping[str, float]) -> None:
 def _table(title: str, columns: list[str], left: tuple[str, ...] = ()) -> Table:
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name == columns[0] or name in left else "right")
     return table
@@ -55,7 +56,7 @@ def _table(title: str, columns: list[str], left: tuple[str, ...] = ()) -> Table:
 def _time_table(plan: dict[str, Any], prices: Mapping[str, float]) -> Table:
     priced = "here" in prices
     columns = ["stage", "steps", "tokens", "FLOPs", "training", "the rest", "time"]
-    table = _table(f"{plan['recipe']}: {plan['model']}", [*columns, *(["cost"] if priced else [])])
+    table = _table("here", [*columns, *(["cost"] if priced else [])])
 
     def row(name: str, steps: int, tokens: float, flops: float, training: float, seconds: float) -> None:
         cells = [name, f"{steps:,}" if steps else "", _count(tokens), f"{flops:.1e}" if flops else ""]

@@ -31,6 +31,7 @@ _IMPORT_SECONDS = 1.0
 _SPAWN_SECONDS = 1.0
 """Until processes of their own begin to tokenise."""
 _BYTES_OF_ID = 2.0
+_LEAST_VOCABULARY = 300
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,17 @@ def take_sample(recipe: Recipe, directory: Path) -> Sample:
     manifests: dict[str, dict[str, Any]] = {}
     with redirect_stderr(io.StringIO()):
         for name in DATA_STAGES:
-            manifests[name] = run.execute(small, STAGES[name])
+            while True:
+                try:
+                    manifests[name] = run.execute(small, STAGES[name])
+                    break
+                except UserError as error:
+                    # The piece may hold fewer different tokens than the whole will; then its texts look longer by a little.
+                    vocab_size = small.tokenizer.vocab_size // 2
+                    if error.where != "tokenizer.vocab_size" or vocab_size < _LEAST_VOCABULARY:
+                        raise
+                    tokenizer = small.tokenizer.model_copy(update={"vocab_size": vocab_size})
+                    small = small.model_copy(update={"tokenizer": tokenizer})
     document_scale = {source: scale for (kind, source), scale in scales.items() if kind == "document"}
     kept = manifests["corpus"]["counts"]["documents"]
     sources = manifests["shards"]["counts"]["train"]["sources"]
