@@ -34,7 +34,7 @@ def end_process(code: int) -> NoReturn:
     """Leave at once, what was printed flushed.
 
     Python's own way out stops gloo's threads wherever they are, and a thread that is stopped inside C++ aborts the process:
-    one in four finished groups of two had a rank end with SIGABRT.
+    two of four groups that had finished had a rank end with SIGABRT.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -9,6 +9,7 @@ over all ranks, never means: it divides once by the global count.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -87,6 +88,8 @@ def _mesh(kind: str, replicate: int, shard: int) -> torch.distributed.DeviceMesh
 def _shard(model: nn.Module, layers: Sequence[nn.Module], world: World, shard: int) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+    # The scores are a view; nothing changes them in place, which is what the warning is about.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = _mesh(world.device.type, world.size // shard, shard)
     # Gathered in float32, cast where they are used: the same arithmetic as on one rank.
     for layer in layers:
