@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mengya.generate.engine import Session, generate, stream
+from mengya.generate.inference import InferenceModel
 from mengya.generate.sampling import GREEDY, Sampling
-from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 
@@ -99,18 +99,19 @@ def test_a_session_of_several_turns_equals_fresh_streams(model):
     assert list(session.stream(edited, **settings)) == list(stream(model, edited, **settings))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_compacted_and_truncated_rows_go_on_as_if_alone(model):
     ids = torch.randint(5, 50, (4, 12))
     lengths = [12, 3, 9, 6]
-    cache = KVCache(model.config, 4, 20)
-    model.hidden(ids, cache=cache)
+    decoder = InferenceModel(model)
+    cache = decoder.new_cache(4, 20)
+    decoder.hidden(ids, cache)
     cache.advance(lengths)
     cache.compact([3, 1])
     assert cache.lengths == [6, 3]
     cache.truncate(5)
     new = torch.tensor([[30, 31], [32, 33]])
-    logits = model(new, cache=cache)
+    logits = decoder.logits(decoder.hidden(new, cache))
     for row, (old, length) in enumerate([(3, 5), (1, 3)]):
         alone = model(torch.cat((ids[old, :length], new[row]))[None])
         torch.testing.assert_close(logits[row], alone[0, -2:], atol=1e-5, rtol=1e-4)

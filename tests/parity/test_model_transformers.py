@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from mengya.generate.inference import InferenceModel
 from mengya.model.attention import AttentionMask
-from mengya.model.cache import KVCache
 from mengya.model.checkpoint import load_model, save_model
 from mengya.model.config import ModelConfig
 from mengya.model.heads import RewardModel
@@ -65,12 +65,13 @@ def test_saved_there_loads_here_with_equal_logits_with_and_without_cache(config,
     ours = load_model(tmp_path)
     assert ours.config == config
     ids = _ids(2, 12)
-    cache = KVCache(config, 2, 12)
+    decoder = InferenceModel(ours)
+    cache = decoder.new_cache(2, 12)
     with torch.no_grad():
         expected = theirs(ids).logits
         steps = []
         for token in range(12):
-            steps.append(ours(ids[:, token : token + 1], cache=cache))
+            steps.append(decoder.logits(decoder.hidden(ids[:, token : token + 1], cache)))
             cache.advance([1, 1])
         torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
         torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=1e-4, rtol=0)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mengya.model.attention import AttentionMask, attend, attend_rotated, rotate
-from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
 from mengya.model.functions import projections, residual_norm, swiglu
 
@@ -53,9 +52,9 @@ def rotary_angles(positions_BT: Tensor, config: ModelConfig, dtype: torch.dtype)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layer, self.head_width = layer, config.head_width
+        self.head_width = config.head_width
         query_width = config.num_heads * config.head_width
         key_width = config.num_kv_heads * config.head_width
         self.q_proj = Linear(config.width, query_width)
@@ -68,24 +67,15 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.head_width, config.norm_epsilon)
             self.k_norm = RMSNorm(config.head_width, config.norm_epsilon)
 
-    def forward(
-        self,
-        x_BTC: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: AttentionMask,
-        positions_BT: Tensor,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask) -> Tensor:
         B, T, _ = x_BTC.shape
         weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         q_BTHD, k_BTKD, v_BTKD = (y.view(B, T, -1, self.head_width) for y in projections(x_BTC, *weights))
         q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
-        if cache is None and mask.bias_BTS is not None:
+        if mask.bias_BTS is not None:
             return self.o_proj(attend_rotated(q_BTHD, k_BTKD, v_BTKD, angles, mask.bias_BTS).view(B, T, -1))
         q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         q_BHTD, k_BKTD = rotate(q_BHTD, *angles), rotate(k_BKTD, *angles)
-        if cache is not None:
-            k_BKTD, v_BKTD = cache.write(self.layer, k_BKTD, v_BKTD, positions_BT)
         return self.o_proj(attend(q_BHTD, k_BKTD, v_BKTD, mask).reshape(B, T, -1))
 
 
@@ -104,23 +94,16 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = FeedForward(config)
         self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
 
-    def forward(
-        self,
-        x_BTC: Tensor,
-        angles: tuple[Tensor, Tensor],
-        mask: AttentionMask,
-        positions_BT: Tensor,
-        cache: KVCache | None,
-    ) -> Tensor:
+    def forward(self, x_BTC: Tensor, angles: tuple[Tensor, Tensor], mask: AttentionMask) -> Tensor:
         normal_BTC, x_BTC = self.input_layernorm.of_sum(x_BTC)
-        attended_BTC = self.self_attn(normal_BTC, angles, mask, positions_BT, cache)
+        attended_BTC = self.self_attn(normal_BTC, angles, mask)
         normal_BTC, x_BTC = self.post_attention_layernorm.of_sum(x_BTC, attended_BTC)
         return x_BTC + self.mlp(normal_BTC)
 
@@ -132,35 +115,26 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
 
     def forward(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        attention: AttentionMask | None = None,
-        cache: KVCache | None = None,
+        self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
     ) -> Tensor:
         """x_BTC after the final norm, in compute_dtype.
 
-        Without `attention` a row is one document; without `positions_BT` it starts at position 0, or where the cache
-        ends. With a cache the caller then says by `cache.advance` how many of the T tokens were real in each row.
+        Without `attention` a row is one document; without `positions_BT` it starts at position 0. Whoever reads a token
+        at a time, with a cache, takes `generate.inference`.
         """
         T = ids_BT.shape[1]
         if positions_BT is None:
-            positions_BT = torch.arange(T, device=ids_BT.device)[None] if cache is None else cache.positions(T)
-        num_slots = 0 if cache is None else cache.reserve(T)
+            positions_BT = torch.arange(T, device=ids_BT.device)[None]
         if attention is None:
-            if cache is not None and cache.longest:
-                attention = AttentionMask.cached(positions_BT, num_slots, self.compute_dtype)
-            else:
-                attention = AttentionMask.causal_only(T, self.compute_dtype, ids_BT.device)
+            attention = AttentionMask.causal_only(T, self.compute_dtype, ids_BT.device)
         angles = rotary_angles(positions_BT, self.config, self.compute_dtype)
         x_BTC = self.embed_tokens(ids_BT).to(self.compute_dtype)
         for layer in self.layers:
-            x_BTC = layer(x_BTC, angles, attention, positions_BT, cache)
+            x_BTC = layer(x_BTC, angles, attention)
         return self.norm(x_BTC)
 
 
@@ -189,30 +163,20 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def hidden(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        attention: AttentionMask | None = None,
-        cache: KVCache | None = None,
+        self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
     ) -> Tensor:
         """x_BTC, the final hidden states, for objectives that project only the positions they need."""
-        return self.model(ids_BT, positions_BT=positions_BT, attention=attention, cache=cache)
+        return self.model(ids_BT, positions_BT=positions_BT, attention=attention)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (..., V) in compute_dtype of hidden states (..., C)."""
         return F.linear(x, self.output_weight_VC.to(x.dtype))
 
     def forward(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        attention: AttentionMask | None = None,
-        cache: KVCache | None = None,
+        self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
     ) -> Tensor:
         """logits_BTV."""
-        return self.logits(self.hidden(ids_BT, positions_BT=positions_BT, attention=attention, cache=cache))
+        return self.logits(self.hidden(ids_BT, positions_BT=positions_BT, attention=attention))
 
 
 @torch.no_grad()

@@ -122,4 +122,3 @@ class GRPOSettings(RolloutSettings):
     """Every token weighs the same (DAPO), or every answer (Shao et al. 2024)."""
     resample: Annotated[int, Field(ge=0)] = 2
     """Times that prompts whose answers all got the same reward, which teach nothing, are replaced by others (DAPO)."""
-    guard: GuardSettings = GuardSettings()
