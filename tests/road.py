@@ -108,6 +108,25 @@ class Started:
         self.process.wait()
 
 
+def killed_and_resumed(recipe: Path, run: Path, completions: Path) -> None:
+    """`mengya run` killed as soon as a task of a phase is marked in `completions`, then run to its end: no task done twice."""
+
+    def done() -> dict[str, int]:
+        """Finished tasks of the phase, and when each was."""
+        return {path.name: path.stat().st_mtime_ns for path in completions.glob("*")}
+
+    with Started("run", recipe, "--out", run) as started:
+        assert started.wait_until(lambda: bool(done())), "the run ended before the phase came"
+        started.kill()
+        assert started.helpers_end(), "a worker outlives the killed run"
+    before = done()
+    with Started("run", recipe, "--out", run) as started:
+        started.wait_until(lambda: len(done()) > len(before))
+        assert {task: when for task, when in done().items() if task in before} == before
+        code, stderr = started.finish()
+    assert code == 0, stderr
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import socket
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from mengya.corpus.records import Message
 from mengya.data.loader import PackedLoader
-from mengya.data.packing import IGNORE
 from mengya.data.pairs import PairLoader, TokenPair
 from mengya.errors import UserError
 from mengya.model.config import ModelConfig
@@ -43,6 +41,7 @@ from mengya.train.muon import Muon
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World, join_group, open_world
 from mengya.train.sharding import agreed, full, is_sharded, like, num_shards, parallelize, whole
+from random_rows import RandomRows
 
 ONE = World(0, 1, torch.device("cpu"), torch.float32)
 STEPS = 5
@@ -80,29 +79,6 @@ class Stop(Exception):
     """What ends a training early."""
 
 
-class Numbers:
-    """Random token ids of which some carry no loss, so that the ranks' counts differ."""
-
-    fingerprint = "numbers"
-
-    def __init__(self, count=40):
-        rng = random.Random("numbers")
-        self.rows = [[rng.randrange(1, 50) for _ in range(rng.randrange(4, 20))] for _ in range(count)]
-
-    def origin_of(self, index):
-        return f"numbers:{index}"
-
-    @property
-    def num_inputs_N(self):
-        return np.array([len(row) - 1 for row in self.rows])
-
-    def piece(self, document, start, length):
-        row = np.array(self.rows[document], dtype=np.int64)
-        targets = row[start + 1 : start + length + 1].copy()
-        targets[: document % 5] = IGNORE
-        return row[start : start + length], targets
-
-
 def _pairs():
     rng = np.random.default_rng(1)
 
@@ -124,7 +100,7 @@ def _training(case, world, micro_batch_rows=2):
     if case.stage == "language":
         model = parallelize(Transformer(config), world, case.parallel)
         how = {"row_length": 20, "rows_per_step": 8, "micro_batch_rows": micro_batch_rows, "seed": 1, "pad_id": 0}
-        return model, PackedLoader(Numbers(), **how, rank=world.rank, world=world.size), next_token_loss
+        return model, PackedLoader(RandomRows(unlearnt=True), **how, rank=world.rank, world=world.size), next_token_loss
     pairs = _pairs()
     loader = PairLoader(
         pairs, pairs_per_step=8, micro_batch_pairs=2, seed=1, pad_id=0, rank=world.rank, world=world.size

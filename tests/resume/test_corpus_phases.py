@@ -20,7 +20,7 @@ from mengya.corpus.streams import Rejects
 from mengya.errors import UserError
 from mengya.files import sha256
 from mengya.settings import CorpusSettings, SlurmSettings, Source
-from road import Started, mengya
+from road import killed_and_resumed, mengya
 
 NUM_FILES = 5
 SMALL = {"part_characters": 20_000, "validation_fraction": 0.1}
@@ -164,22 +164,7 @@ def recipe(texts, tmp_path_factory) -> Path:
 def test_killed_in_any_phase_only_what_was_under_way_is_done_again(alone, recipe, tmp_path, phase):
     run = tmp_path / "run"
     work = run / "corpus" / "work"
-
-    def done() -> dict[str, int]:
-        """Finished tasks of the phase, and when each was."""
-        markers = work / "phases" / {"lines": "count"}.get(phase, phase) / "completions"
-        return {path.name: path.stat().st_mtime_ns for path in markers.glob("*")}
-
-    with Started("run", recipe, "--out", run) as started:
-        assert started.wait_until(lambda: bool(done())), "the run ended before the phase came"
-        started.kill()
-        assert started.helpers_end(), "a worker outlives the killed run"
-    before = done()
-    with Started("run", recipe, "--out", run) as started:
-        started.wait_until(lambda: len(done()) > len(before))
-        assert {name: when for name, when in done().items() if name in before} == before
-        code, stderr = started.finish()
-    assert code == 0, stderr
+    killed_and_resumed(recipe, run, work / "phases" / {"lines": "count"}.get(phase, phase) / "completions")
     assert sha256(run / "corpus" / "documents") == alone[0]
     assert not work.exists()
     assert "nothing to do" in mengya("run", recipe, "--out", run).stderr

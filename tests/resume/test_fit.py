@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,6 +27,7 @@ from mengya.train.loop import fit, optimizer_step
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.state import Checkpoints, TrainState
+from random_rows import RandomRows
 
 WORLD = World(0, 1, torch.device("cpu"), torch.float32)
 STEPS = 7
@@ -39,34 +38,15 @@ class Stop(Exception):
     """What a test kills a training with."""
 
 
-class Numbers:
-    """Examples of random token ids, as packing takes them."""
-
-    fingerprint = "numbers"
-
-    def __init__(self, count=40):
-        rng = random.Random("numbers")
-        self.rows = [[rng.randrange(1, 50) for _ in range(rng.randrange(4, 20))] for _ in range(count)]
-
-    def origin_of(self, index):
-        return f"numbers:{index}"
-
-    @property
-    def num_inputs_N(self):
-        return np.array([len(row) - 1 for row in self.rows])
-
-    def piece(self, document, start, length):
-        row = np.array(self.rows[document], dtype=np.int64)
-        return row[start : start + length], row[start + 1 : start + length + 1]
-
-
 def _settings(optimizer, **changes):
     return SFTSettings(optimizer=optimizer, learning_rate=1e-2, checkpoint_every=2, log_every=1, **changes)
 
 
 def _loader(micro_batch_rows=2):
     # Six rows a step of 22 an epoch, seven steps: they cross the end of an epoch.
-    return PackedLoader(Numbers(), row_length=20, rows_per_step=6, micro_batch_rows=micro_batch_rows, seed=1, pad_id=0)
+    return PackedLoader(
+        RandomRows(), row_length=20, rows_per_step=6, micro_batch_rows=micro_batch_rows, seed=1, pad_id=0
+    )
 
 
 def _noisy_loss(model, batch):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mengya.files import sha256
-from road import Started, mengya
+from road import killed_and_resumed, mengya
 
 NUM_FILES = 6
 HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
@@ -77,20 +77,6 @@ def test_killed_in_any_phase_only_what_was_under_way_is_done_again(whole, recipe
     run = tmp_path / "run"
     kind, name = phase.split("/")
     work = run / "corpus" / "work" / kind
-
-    def done() -> dict[str, int]:
-        """Finished tasks of the phase, and when each was."""
-        return {path.name: path.stat().st_mtime_ns for path in (work / "phases" / name / "completions").glob("*")}
-
-    with Started("run", recipe, "--out", run) as started:
-        assert started.wait_until(lambda: bool(done())), "the run ended before the phase came"
-        started.kill()
-        assert started.helpers_end(), "a worker outlives the killed run"
-    before = done()
-    with Started("run", recipe, "--out", run) as started:
-        started.wait_until(lambda: len(done()) > len(before))
-        assert {task: when for task, when in done().items() if task in before} == before
-        code, stderr = started.finish()
-    assert code == 0, stderr
+    killed_and_resumed(recipe, run, work / "phases" / name / "completions")
     assert digests(run) == whole
     assert not work.exists()

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import threading
@@ -33,6 +32,7 @@ from mengya.train.parallel import World, open_world
 from mengya.train.schedule import rate_factor
 from mengya.train.stability import Course, Watch
 from mengya.train.state import Checkpoints, TrainState, select
+from random_rows import RandomRows
 
 WORLD = World(0, 1, torch.device("cpu"), torch.float32)
 CONFIG = ModelConfig(vocab_size=50, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=24)
@@ -43,29 +43,8 @@ class Stop(Exception):
     """What a test kills a training with."""
 
 
-class Numbers:
-    """Examples of random token ids, enough for all steps of a test without a second epoch."""
-
-    fingerprint = "numbers"
-
-    def __init__(self):
-        rng = random.Random("numbers")
-        self.rows = [[rng.randrange(1, 50) for _ in range(rng.randrange(4, 20))] for _ in range(400)]
-
-    @property
-    def num_inputs_N(self):
-        return np.array([len(row) - 1 for row in self.rows])
-
-    def piece(self, document, start, length):
-        row = np.array(self.rows[document], dtype=np.int64)
-        return row[start : start + length], row[start + 1 : start + length + 1]
-
-    def origin_of(self, index):
-        return f"numbers numbers.jsonl:{index + 1}"
-
-
 def _loader():
-    return PackedLoader(Numbers(), row_length=20, rows_per_step=6, micro_batch_rows=3, seed=1, pad_id=0)
+    return PackedLoader(RandomRows(400), row_length=20, rows_per_step=6, micro_batch_rows=3, seed=1, pad_id=0)
 
 
 BATCHES = list(itertools.islice(_loader(), 40))
@@ -103,7 +82,7 @@ def _train(directory, objective=next_token_loss, stop_after=None, num_steps=STEP
 
     class Stopping:
         state_dict, load_state_dict = loader.state_dict, loader.load_state_dict
-        origin_of = staticmethod(Numbers().origin_of)
+        origin_of = staticmethod(RandomRows().origin_of)
 
         def __iter__(self):
             for number, step in enumerate(loader, 1):
@@ -520,7 +499,7 @@ def test_the_scale_doubles_after_two_thousand_good_steps_and_has_a_smallest_valu
 
 
 def test_an_example_is_named_as_exactly_as_its_data_can():
-    assert origin(Numbers(), 2) == "numbers numbers.jsonl:3"
+    assert origin(RandomRows(), 2) == "numbers numbers.jsonl:3"
     assert origin(_loader().state_dict(), 2) == "example 2"
 
 
