@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from mengya.evaluate.score import Estimate, proportion, ratio
 from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.preference import completion_logps
+from mengya.objectives.terms import token_logps
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
@@ -28,15 +29,15 @@ def _tokens_a_batch(model: Transformer) -> int:
     return min(_TOKENS_A_BATCH, _LOGITS_A_BATCH // model.config.vocab_size)
 
 
-@torch.inference_mode()
-def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
-    """Σ log p(token | all before it) over the tokens from `starts[i]` on, for each sequence, in nats.
+def _completions(
+    model: Transformer, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """(places in `sequences`, ids_BT, completion_BT) of batches by length, the longest first.
 
-    Sequences are batched by length, padded on the right where causal attention cannot see it.
+    Padded on the right, where causal attention cannot see it. `completion_BT` is True from `starts[i]` on.
     """
     device = model.output_weight_VC.device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    found = [0.0] * len(sequences)
     while order:
         longest = len(sequences[order[-1]])
         rows = order[-max(1, _tokens_a_batch(model) // longest) :]
@@ -46,10 +47,37 @@ def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], start
         for b, i in enumerate(rows):
             ids_BT[b, : len(sequences[i])] = torch.tensor(sequences[i])
             completion_BT[b, starts[i] : len(sequences[i])] = True
-        logps_B: Tensor = completion_logps(model, ids_BT.to(device), completion_BT.to(device))
+        yield rows, ids_BT.to(device), completion_BT.to(device)
+
+
+@torch.inference_mode()
+def sequence_logps(model: Transformer, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+    """Σ log p(token | all before it) over the tokens from `starts[i]` on, for each sequence, in nats."""
+    found = [0.0] * len(sequences)
+    for rows, ids_BT, completion_BT in _completions(model, sequences, starts):
+        logps_B: Tensor = completion_logps(model, ids_BT, completion_BT)
         for b, i in enumerate(rows):
             found[i] = logps_B[b].item()
     return found
+
+
+@torch.inference_mode()
+def sequence_logps_and_entropies(
+    model: Transformer, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """`sequence_logps`, and of the same pass Σ H(p(· | all before it)) over the same tokens, in nats."""
+    logps, entropies = [0.0] * len(sequences), [0.0] * len(sequences)
+    for rows, ids_BT, completion_BT in _completions(model, sequences, starts):
+        rows_N, columns_N = completion_BT[:, 1:].nonzero(as_tuple=True)
+        logits_NV = model.logits(model.hidden(ids_BT)[rows_N, columns_N])
+        log_p_NV = logits_NV.float().log_softmax(-1)
+        entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
+        zeros_B = torch.zeros(len(rows), device=ids_BT.device)
+        logps_B = zeros_B.index_add(0, rows_N, token_logps(logits_NV, ids_BT[rows_N, columns_N + 1]))
+        entropies_B = zeros_B.index_add(0, rows_N, entropy_N)
+        for b, i in enumerate(rows):
+            logps[i], entropies[i] = logps_B[b].item(), entropies_B[b].item()
+    return logps, entropies
 
 
 @torch.inference_mode()
@@ -105,8 +133,10 @@ def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -
     return ratio(bits, sizes), by_source
 
 
-def answer_bits_per_byte(model: Transformer, tokenizer: ChatTokenizer, conversations: list[Conversation]) -> Estimate:
-    """Bits per UTF-8 byte of the last answer of held-out conversations, given all before it."""
+def answer_bits(
+    model: Transformer, tokenizer: ChatTokenizer, conversations: Sequence[Conversation]
+) -> tuple[list[float], list[float]]:
+    """(bits, UTF-8 bytes) of the last answer of each held-out conversation that fits, given all before it."""
     sequences, starts, sizes = [], [], []
     for conversation in conversations:
         prompt, _ = tokenizer.render(conversation.messages[:-1], add_generation_prompt=True)
@@ -115,7 +145,12 @@ def answer_bits_per_byte(model: Transformer, tokenizer: ChatTokenizer, conversat
             sequences.append(whole)
             starts.append(len(prompt))
             sizes.append(float(len(conversation.messages[-1].content.encode())))
-    return ratio([-logp / LN2 for logp in sequence_logps(model, sequences, starts)], sizes)
+    return [-logp / LN2 for logp in sequence_logps(model, sequences, starts)], sizes
+
+
+def answer_bits_per_byte(model: Transformer, tokenizer: ChatTokenizer, conversations: list[Conversation]) -> Estimate:
+    """Bits per UTF-8 byte of the last answer of held-out conversations, given all before it."""
+    return ratio(*answer_bits(model, tokenizer, conversations))
 
 
 def cloze_accuracy(model: Transformer, tokenizer: ChatTokenizer, clozes: list[Cloze]) -> Estimate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +12,11 @@ from torch import Tensor
 from mengya.console import MetricsLog, Progress, say
 from mengya.errors import Interrupted
 from mengya.model.transformer import Transformer
-from mengya.rl.guard import Guard, Look
+from mengya.rl.guard import Look
+from mengya.rl.oversight import Oversight
 from mengya.settings import RolloutSettings
 from mengya.train.parallel import World
-from mengya.train.sharding import agreed, gathered, like, whole
+from mengya.train.sharding import agreed, gathered, like
 from mengya.train.signals import deferred_signals
 from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
 
@@ -59,19 +59,16 @@ def align(
     `look(policy, step)` measures the policy on held-out prompts, on rank 0. Resumes from the newest checkpoint under `directory`.
     """
     checkpoints = Checkpoints(directory / "checkpoints", settings.keep_checkpoints)
-    guard, policy, step = Guard(settings.guard), algorithm.policy, 0
+    oversight = Oversight(directory.name, settings.guard, look, world)
+    policy, step = algorithm.policy, 0
     best = {name: value.clone() for name, value in policy.state_dict().items()}
-
-    def seen_at(step: int, reward: float | None = None) -> Look:
-        found = whole(policy)
-        return replace(Look(**world.from_main(lambda: asdict(look(found, step)))), reward=reward)
 
     def snapshot() -> TrainState:
         tensors, numbers = algorithm.state()
         tensors = {f"algorithm/{name}": value for name, value in tensors.items()}
         tensors |= {f"best/{name}": value for name, value in best.items()}
         tensors = gathered(tensors, world) | random_state()
-        return TrainState(step, tensors, {"algorithm": numbers, "totals": algorithm.totals, "guard": guard.state()})
+        return TrainState(step, tensors, {"algorithm": numbers, "totals": algorithm.totals, "guard": oversight.state()})
 
     state = checkpoints.latest(say)
     agreed(world.gather(None if state is None else state.step))
@@ -80,13 +77,13 @@ def align(
         algorithm.totals = state.numbers["totals"]
         best = {name: like(value, best[name]) for name, value in select(state.tensors, "best/").items()}
         set_random_state(state.tensors)
-        guard.load_state(state.numbers["guard"])
+        oversight.load_state(state.numbers["guard"])
         step = state.step
         say(f"{directory.name}: resumed at rollout {step} of {settings.steps}")
     else:
-        guard.see(seen_at(0))
+        oversight.see(policy, 0, {})
 
-    stop_reason = guard.stop_reason()
+    stop_reason = oversight.stop_reason()
     with (
         deferred_signals() as signal_came,
         MetricsLog(directory, start_step=step, active=world.is_main) as log,
@@ -97,11 +94,11 @@ def align(
             step += 1
             last = step == settings.steps
             if last or step % settings.evaluate_every == 0:
-                seen = seen_at(step, numbers["reward"])
-                if guard.see(seen):
+                better, found = oversight.see(policy, step, numbers)
+                if better:
                     best = {name: value.clone() for name, value in policy.state_dict().items()}
-                stop_reason = guard.stop_reason()
-                numbers |= {"guard_score": seen.score, "guard_repetition": seen.repetition, "guard_kl": seen.kl}
+                stop_reason = oversight.stop_reason()
+                numbers |= found
             stopping = world.any(signal_came())
             log.write(step, **numbers)
             bar.update(step, reward=numbers["reward"], kl=numbers["kl"], length=numbers["length"])
@@ -112,14 +109,5 @@ def align(
             if stopping and not last:
                 world.barrier()  # no rank leaves before the state is on disk
                 raise Interrupted(directory.name, step)
-    if stop_reason:
-        say(f"{directory.name}: stopped early: {stop_reason}")
     policy.load_state_dict(best)
-    say(f"{directory.name}: {guard.verdict()}")
-    return {
-        **algorithm.totals,
-        "rollouts": step,
-        "stopped_early": stop_reason,
-        "verdict": guard.verdict(),
-        "guard": guard.state()["looks"],
-    }
+    return {**algorithm.totals, "rollouts": step, **oversight.close()}

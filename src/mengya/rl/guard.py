@@ -1,13 +1,15 @@
 """The guard: alignment hands over its best policy, or the one it was given, never a worse one.
 
-Every few rollouts the policy answers held-out prompts. Where the truth is known (the playground) judges that training
-never sees score them; elsewhere the reward model does, on prompts it was not trained on. Repetition, refusals, answers
-that never end and KL are watched beside it. The best look so far is kept; the starting policy is look 0.
+Every few steps the policy answers held-out prompts. Where the truth is known (the playground) judges that training
+never sees score them; elsewhere the reward model does, on prompts it was not trained on. Beside the score stands what a
+policy can lose while it gains: `Look` holds it, `settings.GuardSettings` bounds it. The best sound look so far is kept;
+the policy that training was given is look 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mengya.settings import GuardSettings
@@ -17,8 +19,11 @@ from mengya.settings import GuardSettings
 class Look:
     """One look at the policy: `score` is to be maximised; `kl` in nats an answer from the SFT model.
 
-    `error` is the standard error of the score's gain over the starting policy, prompt by prompt; `reward` what training
-    itself saw last, None at the start.
+    `error` is the standard error of the score's gain over the starting policy, prompt by prompt, `errors` those of the
+    other changes (a name that is missing has none); `reward` what training itself saw last, None at the start. Shares:
+    `repetition` of characters, `end_rate` of answers, `refusals` of the prompts that can be answered, `distinct_n` of all
+    character n-grams. `length` in tokens, `longest_repeat` in characters, `entropy` in nats a token. `bits_per_byte` is of
+    reference answers, None where there is no held-out conversation.
     """
 
     step: int
@@ -30,62 +35,135 @@ class Look:
     refusals: float = 0.0
     length: float = 0.0
     reward: float | None = None
+    entropy: float = 0.0
+    distinct_1: float = 1.0
+    distinct_2: float = 1.0
+    distinct_4: float = 1.0
+    longest_repeat: float = 0.0
+    bits_per_byte: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    mark: str = ""
+    """What the guard made of it: start, kept (the best so far), worse (than that, or within its error), refused."""
+    why_not: str | None = None
+    """Why it was not kept: for one that was refused, the bounds it broke with their numbers."""
+
+
+def broken_bounds(look: Look, first: Look, allowed: GuardSettings) -> Iterator[str]:
+    """What `look` has lost against `first` beyond `allowed`, one line a bound. A number that is NaN breaks its bound."""
+
+    def rises(name: str, words: str, bound: float, key: str, *, down: bool = False, form: str = ".1%") -> Iterator[str]:
+        now, then, error = getattr(look, name), getattr(first, name), look.errors.get(name, 0.0)
+        if not ((then - now if down else now - then) <= bound + error):
+            what = f"{words} {'fell' if down else 'rose'} from {then:{form}} to {now:{form}}"
+            yield f"{what} (guard.{key} {bound:{form}}, error {error:{form}})"
+
+    if not look.kl <= allowed.max_kl:
+        yield f"KL to the SFT model is {look.kl:.1f} nats an answer (guard.max_kl {allowed.max_kl:g})"
+    yield from rises("repetition", "repetition", allowed.repetition, "repetition")
+    yield from rises("longest_repeat", "the longest repeat", allowed.longest_repeat, "longest_repeat", form=".1f")
+    yield from rises("refusals", "the share of refusals", allowed.refusals, "refusals")
+    yield from rises("end_rate", "the share of answers that end", allowed.unfinished, "unfinished", down=True)
+    if first.bits_per_byte is not None:
+        assert look.bits_per_byte is not None, "the conversations are the same at every look"
+        bound, error = allowed.bits_per_byte, look.errors.get("bits_per_byte", 0.0) / first.bits_per_byte
+        if not look.bits_per_byte / first.bits_per_byte - 1 <= bound + error:
+            what = f"bits per byte of reference answers rose from {first.bits_per_byte:.3f} to {look.bits_per_byte:.3f}"
+            yield f"{what}, {look.bits_per_byte / first.bits_per_byte - 1:.1%} (guard.bits_per_byte {bound:.1%}, error {error:.1%})"
+    for name in ("distinct_1", "distinct_2", "distinct_4"):
+        now, then = getattr(look, name), getattr(first, name)
+        if not now >= (1 - allowed.distinct) * then:
+            yield (
+                f"distinct character {name[-1]}-grams fell from {then:.1%} to {now:.1%} (guard.distinct {allowed.distinct:.1%})"
+            )
+    if not look.entropy >= (1 - allowed.entropy) * first.entropy:
+        change = f"entropy fell from {first.entropy:.3f} to {look.entropy:.3f} nats a token"
+        yield f"{change} (guard.entropy {allowed.entropy:.1%})"
+    error = look.errors.get("length", 0.0)
+    if not first.length / allowed.length - error <= look.length <= first.length * allowed.length + error:
+        change = f"the length of answers went from {first.length:.1f} to {look.length:.1f} tokens"
+        yield f"{change} (guard.length {allowed.length:g}, error {error:.1f})"
 
 
 class Guard:
-    """Keeps the best look; says when to stop.
+    """Keeps the best look; says when to stop. `unit` is what steps are called: rollout or step.
 
     A look is better when its gain is more than its standard error: the best of several noisy looks always seems to have
     gained, and handing it over would often make the model worse. And it counts only while the policy has not bought its
     score by what `settings` forbid.
     """
 
-    def __init__(self, settings: GuardSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: GuardSettings, unit: str = "rollout") -> None:
+        self.settings, self.unit = settings, unit
         self.looks: list[Look] = []
         self.best: Look | None = None
 
     def see(self, look: Look) -> bool:
-        """Record `look`; whether it is the best so far (the caller then keeps the policy)."""
+        """Record `look`, marked; whether it is the best so far (the caller then keeps the policy)."""
+        mark, why_not = self._judged(look)
+        look = replace(look, mark=mark, why_not=why_not)
         self.looks.append(look)
-        gained = (
-            look.score - self.looks[0].score > look.error and self.best is not None and look.score > self.best.score
-        )
-        if self.best is None or (gained and self._is_sound(look)):
+        if why_not is None:
             self.best = look
-            return True
-        return False
+        return why_not is None
 
-    def _is_sound(self, look: Look) -> bool:
-        first, allowed = self.looks[0], self.settings
-        return (
-            look.repetition <= first.repetition + allowed.repetition
-            and look.refusals <= first.refusals + allowed.refusals
-            and look.end_rate >= first.end_rate - allowed.unfinished
-            and look.kl <= allowed.max_kl
-        )
+    def _judged(self, look: Look) -> tuple[str, str | None]:
+        if self.best is None:
+            return "start", None
+        first = self.looks[0]
+        if broken := list(broken_bounds(look, first, self.settings)):
+            return "refused", "; ".join(broken)
+        gain = look.score - first.score
+        if not gain > look.error:
+            return "worse", f"held-out score {gain:+.3f} against the start, not above its error of {look.error:.3f}"
+        if not look.score > self.best.score:
+            return "worse", f"held-out score {look.score - self.best.score:+.3f} against {self.unit} {self.best.step}"
+        return "kept", None
 
     def stop_reason(self) -> str | None:
         """Why training should stop now, or None."""
-        look, allowed = self.looks[-1], self.settings
-        if look.kl > allowed.max_kl:
+        look, first, allowed = self.looks[-1], self.looks[0], self.settings
+        if not look.kl <= allowed.max_kl:
             return f"KL to the SFT model reached {look.kl:.1f} nats an answer (guard.max_kl {allowed.max_kl:g})"
         recent = self.looks[1:][-allowed.patience :]
-        if len(recent) == allowed.patience and all(seen.score < self.looks[0].score - seen.error for seen in recent):
+        fell = [seen.score < first.score - seen.error for seen in recent]
+        if len(recent) < allowed.patience:
+            return None
+        if all(fell):
             rewards = [seen.reward for seen in self.looks if seen.reward is not None]
             # Gao et al. 2023, "Scaling Laws for Reward Model Overoptimization".
             rose = len(rewards) > 1 and rewards[-1] > rewards[0]
             why = ", while the training reward rose: it is over-optimised" if rose else ""
             return f"the held-out score was below the start's, beyond its error, in {len(recent)} looks in a row{why}"
+        if all(below or seen.mark == "refused" for below, seen in zip(fell, recent, strict=True)):
+            last = next(seen.why_not for seen in reversed(recent) if seen.mark == "refused")
+            return f"{len(recent)} looks in a row were refused or below the start, the last because {last}"
         return None
+
+    def over_optimised(self) -> int | None:
+        """The step of the look past which the held-out score fell, beyond its error, while the training reward rose.
+
+        The peak of the curve of score against KL (Gao et al. 2023, figure 1); None where the last look is not behind it.
+        """
+        last, peak = self.looks[-1], max(self.looks, key=lambda seen: seen.score)
+        rewards = [seen.reward for seen in self.looks if seen.reward is not None and seen.step >= peak.step]
+        rose = len(rewards) > 1 and rewards[-1] > rewards[0]
+        return peak.step if rose and last.score < peak.score - last.error else None
 
     def verdict(self) -> str:
         """What is handed over, in words."""
         assert self.best is not None
-        if self.best.step == 0:
-            return "no look was better, beyond its error, than the policy it was given; that one is handed over"
-        gain = self.best.score - self.looks[0].score
-        return f"the policy of rollout {self.best.step} is handed over: held-out score {gain:+.3f} against the start"
+        first = self.looks[0]
+        if self.best.step:
+            gain = f"{self.best.score - first.score:+.3f} ± {self.best.error:.3f}"
+            return f"the policy of {self.unit} {self.best.step} is handed over: held-out score {gain} against the start"
+        higher = [seen for seen in self.looks if seen.mark == "refused" and seen.score - first.score > seen.error]
+        if higher:
+            best = max(higher, key=lambda seen: seen.score)
+            return (
+                f"the policy it was given is handed over: {self.unit} {best.step} scored {best.score - first.score:+.3f}, "
+                f"but is refused: {best.why_not}"
+            )
+        return "no look was better, beyond its error, than the policy it was given; that one is handed over"
 
     def state(self) -> dict[str, Any]:
         return {"looks": [asdict(look) for look in self.looks], "best": None if self.best is None else self.best.step}

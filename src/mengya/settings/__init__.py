@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mengya.settings.alignment import DPOSettings, GRPOSettings, GuardSettings, PPOSettings, RewardTerm, RolloutSettings
+from mengya.settings.alignment import DPOSettings, GRPOSettings, PPOSettings, RewardTerm, RolloutSettings
 from mengya.settings.base import STAGE_NAMES, Fraction, Positive, PositiveFloat, Settings, StageName
 from mengya.settings.cleaning import RULE_SETS, CleaningSettings
 from mengya.settings.data import (
@@ -19,6 +19,7 @@ from mengya.settings.data import (
     Source,
     TokenizerSettings,
 )
+from mengya.settings.guard import GuardSettings
 from mengya.settings.training import (
     EvaluateSettings,
     FitSettings,

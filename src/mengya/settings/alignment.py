@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
+from mengya.settings.guard import GuardSettings, NotNegative
 from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSettings, micro_batch_field
-
-NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class DPOSettings(PairTrainSettings):
@@ -19,21 +18,11 @@ class DPOSettings(PairTrainSettings):
     """Share of labels believed to be flipped."""
     nll_coefficient: NotNegative = 0.0
     """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
-
-
-class GuardSettings(Settings):
-    """What a policy may not lose while it gains; shares of held-out prompts, against the model it started from."""
-
-    max_kl: PositiveFloat = 12.0
-    """Nats an answer from the SFT model at which training stops."""
-    repetition: NotNegative = 0.01
-    """How much more of its answers may be repetition."""
-    refusals: NotNegative = 0.01
-    """How many more of the prompts it may decline."""
-    unfinished: NotNegative = 0.02
-    """How many more of the answers may run into the length limit."""
-    patience: Positive = 3
-    """Looks in a row with a score below the start's, beyond its error, after which training stops."""
+    evaluate_every: Positive = 50
+    """Steps between two looks of the guard at held-out prompts; there is one more before the first step, one after the last."""
+    max_new_tokens: Positive = 48
+    """Tokens of an answer that the guard looks at; where PPO's is the same, so is its first look."""
+    guard: GuardSettings = GuardSettings()
 
 
 class RolloutSettings(TrainSettings):

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mengya.corpus.playground import judges
-from mengya.corpus.records import Message, PreferencePair
+from mengya.corpus.records import Conversation, Message, PreferencePair
 from mengya.errors import UserError
-from mengya.evaluate.answers import SAMPLED, Answers, answer, has_truth, kl_to_reference, win_rate
+from mengya.evaluate.answers import Answers, has_truth, kl_to_reference, win_rate
+from mengya.evaluate.likelihood import spread
+from mengya.model.checkpoint import load_model
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Look
+from mengya.rl.look import HeldOutPrompts, Seen, look_of, seen_of
 from mengya.rl.rewards import reward_scores
 from mengya.run import Context, Outcome
 from mengya.settings import RolloutSettings
 from mengya.stages.common import (
+    HeldOut,
     held_out,
     load_language_model,
     load_measurement,
     measure_language_model,
     outcome_of,
     save_stage_model,
-    world_of,
 )
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
 Item = TypeVar("Item")
+
+GUARD_CONVERSATIONS = 64
+"""Whose reference answers the guard asks about, at most: a look reads a sixth more tokens for them."""
 
 
 def with_room(
@@ -54,54 +59,91 @@ def with_room(
     return fitting
 
 
+class GuardLook:
+    """How the guard looks at a policy: sampled answers to prompts that are neither trained on nor measured at the end.
+
+    One score a prompt: the judges' where the truth is known, else the reward model's, else (there is none) minus the
+    share of repetition. The policy that training was given is looked at once, as step 0, and every later look is
+    compared with it prompt by prompt; a resumed training looks at it anew, and sees the same.
+    `models` gives the SFT model and the reward model, if there is one; what they take is freed between looks where
+    training itself does not hold them.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        tokenizer: ChatTokenizer,
+        max_new_tokens: int,
+        models: Callable[[], tuple[Transformer, RewardModel | None]],
+    ) -> None:
+        self.tokenizer, self.max_new_tokens, self.models = tokenizer, max_new_tokens, models
+        self.seed = context.recipe.seed
+        held = held_out(context)
+        self.held = HeldOutPrompts(held.guard, _guard_conversations(held, context.recipe.evaluate.num_questions))
+        self.start: Seen | None = None
+
+    def _score(self, answers: Answers, rewards: RewardModel | None) -> list[float]:
+        prompts = self.held.prompts
+        if all(has_truth(question) for question in prompts):
+            pairs = zip(answers.texts, prompts, strict=True)
+            return [judges.gold_score(text, question) for text, question in pairs]
+        if rewards is not None:
+            return reward_scores(rewards, answers)
+        return [-judges.repetition(text) for text in answers.texts]
+
+    def __call__(self, policy: Transformer, step: int) -> Look:
+        reference, rewards = self.models()
+
+        def seen(model: Transformer) -> Seen:
+            return seen_of(
+                model,
+                reference,
+                self.tokenizer,
+                self.held,
+                lambda answers: self._score(answers, rewards),
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+            )
+
+        if self.start is None:
+            self.start = seen(reference)
+        return look_of(step, seen(policy) if step else self.start, self.start)
+
+
+def _guard_conversations(held: HeldOut, num_measured: int) -> list[Conversation]:
+    """At most `GUARD_CONVERSATIONS` held-out conversations, of those not measured at the end where they suffice."""
+    total = len(held.conversations)
+    measured = set(spread(num_measured, total))
+    pool = [i for i in range(total) if i not in measured]
+    if len(pool) < GUARD_CONVERSATIONS:
+        pool = list(range(total))
+    return [held.conversations[pool[i]] for i in spread(GUARD_CONVERSATIONS, len(pool))]
+
+
 def guard_look(
     context: Context,
     reference: Transformer,
     tokenizer: ChatTokenizer,
     settings: RolloutSettings,
     rewards: RewardModel | None,
-) -> Callable[[Transformer, int], Look]:
-    """How the guard looks at a policy: sampled answers to prompts that are neither trained on nor measured at the end.
+) -> GuardLook:
+    """The guard's look of a stage that holds the SFT model anyway."""
+    return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: (reference, rewards))
 
-    One score a prompt: the judges' where the truth is known, else the reward model's, else (there is none) minus the
-    share of repetition.
-    """
-    prompts = held_out(context).guard
 
-    def judge(model: Transformer) -> tuple[list[float], Answers]:
-        answers = answer(
-            model,
-            tokenizer,
-            [question.messages for question in prompts],
-            max_new_tokens=settings.max_new_tokens,
-            sampling=SAMPLED,
-            seed=context.recipe.seed,
-        )
-        if all(has_truth(question) for question in prompts):
-            pairs = zip(answers.texts, prompts, strict=True)
-            return [judges.gold_score(text, question) for text, question in pairs], answers
-        if rewards is not None:
-            return reward_scores(rewards, answers), answers
-        return [-judges.repetition(text) for text in answers.texts], answers
+def guard_look_from_disk(context: Context, tokenizer: ChatTokenizer, max_new_tokens: int, world: World) -> GuardLook:
+    """The guard's look of a stage that trains without a second model in memory: the SFT model, and the reward model
+    where the run has one and no truth is known, are read for each look."""
+    knows_truth = all(has_truth(question) for question in held_out(context).guard)
 
-    start_scores = judge(reference)[0] if world_of(context).is_main else []  # rank 0 alone looks
+    def models() -> tuple[Transformer, RewardModel | None]:
+        reference, rewards = load_language_model(context, "sft/model", world), None
+        if not knows_truth and context.has("reward/model"):
+            path = context.path("reward/model")
+            rewards = load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
+        return reference, rewards
 
-    def look(model: Transformer, step: int) -> Look:
-        scores, answers = judge(model)
-        gains = [now - then for now, then in zip(scores, start_scores, strict=True)]
-        answerable = [text for text, question in zip(answers.texts, prompts, strict=True) if question.kind != "unknown"]
-        return Look(
-            step,
-            statistics.fmean(scores),
-            statistics.fmean(judges.repetition(text) for text in answers.texts),
-            statistics.fmean(answers.finished),
-            kl_to_reference(model, reference, answers)["value"],
-            statistics.pstdev(gains) / len(gains) ** 0.5,
-            statistics.fmean(judges.is_refusal(text) for text in answerable) if answerable else 0.0,
-            statistics.fmean(map(len, answers.tokens)),
-        )
-
-    return look
+    return GuardLook(context, tokenizer, max_new_tokens, models)
 
 
 def aligned_outcome(context: Context, model: Transformer, tokenizer: ChatTokenizer, world: World) -> Outcome:
