@@ -17,8 +17,8 @@ from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.serve.plan_batches import answers_of_lengths, chosen_answers
 from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
 from mengya.serve.plan_probe import StepTime
-from mengya.settings import GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
-from mengya.stages.aligned import distinct_prompts
+from mengya.settings import DPOSettings, GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
+from mengya.stages.aligned import GUARD_CONVERSATIONS, distinct_prompts
 from mengya.stages.grpo import grpo_prompts
 from mengya.stages.preferences import preference_pairs
 
@@ -158,11 +158,18 @@ class RolloutParts(Parts):
         asked = [len(answers.prompts[i % own]) for i in range(count)]
         answered = [len(answers.tokens[i % own]) for i in range(count)]
         self._generate(plan, "rollouts", asked, answered, count, settings.steps)
-        looks = 2 + -(-settings.steps // settings.evaluate_every)
+        self._looks(plan, settings, settings.steps)
+        self._memory(plan, settings)
+        self._aligned(plan)
+
+    def _looks(self, plan: StagePlan, settings: RolloutSettings | DPOSettings, steps: int) -> None:
+        """The guard's looks in so many steps: the first is of the SFT model, which is not read beside itself."""
+        looks = 1 + -(-steps // settings.evaluate_every)
         guard = len(self.held.guard)
         questions = self._drawn(self.prompt_lengths, guard)
         lengths = self._drawn(self.answer_lengths, guard, settings.max_new_tokens)
         self._generate(plan, "guard", questions, lengths, _GUARD_BATCH, looks)
-        self._read(plan, "guard", looks * 2 * (sum(questions) + sum(lengths)))
-        self._memory(plan, settings)
-        self._aligned(plan)
+        asked = self._drawn(self.prompt_lengths, GUARD_CONVERSATIONS)
+        told = self._drawn(self.answer_lengths, GUARD_CONVERSATIONS)
+        answers, references = sum(questions) + sum(lengths), sum(asked) + sum(told)
+        self._read(plan, "guard", (2 * looks - 1) * answers + looks * references)

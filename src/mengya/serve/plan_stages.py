@@ -203,6 +203,8 @@ class Planner(RolloutParts):
         else:
             plan.parts["data"] = prepare
             self._read(plan, "reference", whole * a_pair)
+            assert isinstance(settings, DPOSettings)
+            self._looks(plan, settings, plan.steps)
             self._aligned(plan)
         plan.cpu_seconds += plan.parts["data"]
 

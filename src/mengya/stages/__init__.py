@@ -113,6 +113,7 @@ STAGES: dict[StageName, Stage] = {
             (*_HARDWARE, "dpo", "evaluate"),
             ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
             ("dpo/model", "dpo/evaluation.json"),
+            uses=("reward/model",),  # the guard's judge where no truth is known
         ),
         _stage(
             "ppo",

@@ -1,4 +1,4 @@
-"""dpo: direct preference optimisation of the SFT model against itself, frozen."""
+"""dpo: direct preference optimisation of the SFT model against itself, frozen, under the guard."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from mengya.data.pairs import TokenPair
 from mengya.evaluate.likelihood import sequence_logps
 from mengya.model.transformer import Transformer
 from mengya.objectives.preference import dpo_loss
+from mengya.rl.oversight import Oversight
 from mengya.run import Context, Outcome
-from mengya.stages.aligned import aligned_outcome
+from mengya.stages.aligned import aligned_outcome, guard_look_from_disk
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
@@ -44,6 +45,8 @@ def execute(context: Context) -> Outcome:
     train = preference_pairs(context, "train")
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
     logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
+    look = guard_look_from_disk(context, tokenizer, settings.max_new_tokens, world)
+    oversight = Oversight(context.stage.name, settings.guard, look, world, unit="step")
     totals = fit(
         model,
         ahead(loader, world),
@@ -53,7 +56,10 @@ def execute(context: Context) -> Outcome:
         directory=context.directory,
         world=world,
         unit="pairs",
+        evaluate_every=settings.evaluate_every,
+        overseer=oversight,
     )
+    totals |= oversight.close()
     model = whole(model)
     if not world.is_main:
         return Outcome()

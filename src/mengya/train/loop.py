@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from mengya.errors import Interrupted, UserError
 from mengya.settings import FitSettings
 from mengya.train.incidents import Incidents
 from mengya.train.optimizer import Optimizer
+from mengya.train.overseer import Loader, LowestLoss, Overseer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
 from mengya.train.sharding import agreed, gathered, load_weights
@@ -23,14 +24,6 @@ from mengya.train.signals import deferred_signals
 from mengya.train.stability import Watch
 from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
 from mengya.train.step import Objective, StepResult, optimizer_step
-
-
-class Loader(Protocol):
-    """Yields the micro-batches of one step at a time, for ever; its position is exact state."""
-
-    def __iter__(self) -> Iterator[Sequence[Any]]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def fit(
@@ -46,15 +39,20 @@ def fit(
     evaluate_every: int = 0,
     unit: str = "tokens",
     best_checkpoint: Literal["keep", "hand_over", "ignore"] = "ignore",
+    overseer: Overseer | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place for `num_steps`; totals {"step", `unit`, "skipped_steps", "rewinds", "train_seconds"}.
 
     Resumes from the newest sound checkpoint under `directory`; interrupted anywhere and called again, it ends with the
     bits of an uninterrupted run (same hardware, same number of ranks). `unit` names what the objective counts: tokens
     that carry loss, or pairs; then "tokens" are all that went through the model. `best_checkpoint` is of the lowest
-    "validation_loss" that `evaluate` finds. The data of a skipped step is named as exactly as `loader` can tell
-    (`train.incidents`).
+    "validation_loss" that `evaluate` finds. An `overseer` looks when `evaluate` would, and before the first step; training
+    ends when it says so, with the weights that it chose in `model`. The data of a skipped step is named as exactly as
+    `loader` can tell (`train.incidents`).
     """
+    hands_over = overseer is not None or best_checkpoint == "hand_over"
+    if overseer is None and evaluate is not None:
+        overseer = LowestLoss(evaluate, best_checkpoint != "ignore", world)
     training = _Training(
         model=model,
         loader=loader,
@@ -63,17 +61,16 @@ def fit(
         num_steps=num_steps,
         directory=directory,
         world=world,
-        evaluate=evaluate,
+        overseer=overseer,
         evaluate_every=evaluate_every,
         unit=unit,
-        keeps_best=best_checkpoint != "ignore",
     )
     model.train()
     with deferred_signals() as signal_came, training.checkpoints:
         training.resume()
         while not training.go_on(signal_came):
             training.rewind()
-        if best_checkpoint == "hand_over":
+        if hands_over:
             training.take_best()
     model.eval()
     return training.totals
@@ -90,10 +87,9 @@ class _Training:
     num_steps: int
     directory: Path
     world: World
-    evaluate: Callable[[], dict[str, float]] | None
+    overseer: Overseer | None
     evaluate_every: int
     unit: str
-    keeps_best: bool
 
     def __post_init__(self) -> None:
         self.optimizer = Optimizer(self.model, self.settings)
@@ -117,6 +113,8 @@ class _Training:
         tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state_tensors().items()}
         numbers = {"totals": self.totals, "watch": self.watch.state(), "loader": self.loader.state_dict()}
+        if self.overseer is not None:
+            numbers["overseer"] = self.overseer.state()
         tensors = gathered(tensors, self.world) | random_state()
         return TrainState(self.totals["step"], tensors, numbers, self.totals.get("best", {}).get("step"))
 
@@ -127,6 +125,8 @@ class _Training:
         set_random_state(state.tensors)
         self.totals = dict(state.numbers["totals"])
         self.watch.load_state(state.numbers["watch"])
+        if self.overseer is not None:
+            self.overseer.load_state(state.numbers["overseer"])
 
     def resume(self) -> None:
         state = self.checkpoints.latest(self.tell)
@@ -135,6 +135,9 @@ class _Training:
             self.restore(state)
             self.loader.load_state_dict(state.numbers["loader"])
             self.tell(f"resumed at step {state.step} of {self.num_steps}")
+        elif self.overseer is not None and self.overseer.looks_first:
+            self.look(self.overseer, {})
+            self.save(stop=False)  # the weights to hand over where none are better
         self.incidents.resume(self.totals["skipped_steps"])
 
     # ------------------------------------------------------------------------------------------------------ steps
@@ -148,7 +151,7 @@ class _Training:
                 log = stack.enter_context(MetricsLog(self.directory, start_step=totals["step"]))
                 bar = stack.enter_context(Progress(self.directory.name, total=self.num_steps, start=totals["step"]))
             mark, mark_totals = time.perf_counter(), dict(totals)
-            while totals["step"] < self.num_steps:
+            while totals["step"] < self.num_steps and not self.stopped:
                 self.checkpoints.check()
                 rate = rate_factor(totals["step"], self.num_steps, settings) * watch.rate
                 result = self.take_step(rate)
@@ -157,12 +160,11 @@ class _Training:
                 step, stop = totals["step"], world.any(signal_came())
                 last = step == self.num_steps
                 logged = step % settings.log_every == 0 or last or bool(self.events)
-                evaluated = self.evaluate is not None and (
-                    last or (self.evaluate_every and step % self.evaluate_every == 0)
-                )
+                looks = last or (self.evaluate_every and step % self.evaluate_every == 0)
+                overseer = self.overseer if looks else None
                 # Not among skipped steps: such a checkpoint holds nothing new, and would push out one to go back to.
                 saved = last or stop or (step % settings.checkpoint_every == 0 and not watch.bad_in_a_row)
-                if not (logged or evaluated or saved):
+                if not (logged or overseer or saved):
                     continue
                 elapsed = time.perf_counter() - mark
                 totals["train_seconds"] += elapsed
@@ -170,13 +172,13 @@ class _Training:
                 speeds = {f"{name}_per_second": (count - mark_totals[name]) / elapsed for name, count in counts.items()}
                 numbers = {**counts, "loss": result.loss, "lr": rate * settings.learning_rate}
                 numbers |= {"grad_norm": result.grad_norm, **speeds, **result.means, **self.events}
-                if evaluated:
-                    found = self.look()
-                    saved = self.is_best(found) or saved
+                if overseer:
+                    best, found = self.look(overseer, numbers)
+                    saved = saved or best or self.stopped
                     numbers |= found
                 self.events.clear()
                 if log is not None and bar is not None:
-                    if logged or evaluated:
+                    if logged or overseer:
                         log.write(step, **numbers)
                     speed = f"{self.unit}_per_second"
                     bar.update(step, **{"loss": result.loss, speed: speeds[speed]})
@@ -224,21 +226,18 @@ class _Training:
                 self.tell(f"step {totals['step']} skipped, {result.skipped}; its data: {documents}")
         return result
 
-    def look(self) -> dict[str, float]:
-        assert self.evaluate is not None
+    def look(self, overseer: Overseer, numbers: dict[str, float]) -> tuple[bool, dict[str, float]]:
+        """Whether these are the best weights so far (then it is noted), and what was measured."""
         self.model.eval()
-        found = self.evaluate()
+        found = overseer.see(self.model, self.totals["step"], numbers)
         self.model.train()
+        if overseer.best is not None:
+            self.totals["best"] = overseer.best
         return found
 
-    def is_best(self, found: dict[str, float]) -> bool:
-        """Whether this is the lowest validation loss so far; then it is noted as such."""
-        loss = found.get("validation_loss", float("nan"))
-        best = self.totals.get("best", {}).get("validation_loss", float("inf"))
-        better = self.world.any(self.keeps_best and loss < best)
-        if better:
-            self.totals["best"] = {"step": self.totals["step"], "validation_loss": loss}
-        return better
+    @property
+    def stopped(self) -> bool:
+        return self.overseer is not None and self.overseer.stop_reason() is not None
 
     def save(self, stop: bool) -> None:
         if not stop:
@@ -295,4 +294,5 @@ class _Training:
         step = self.totals["best"]["step"]
         if step != self.totals["step"]:
             load_weights(self.model, select(self.checkpoints.at(step).tensors, "model/"))
-        self.tell(f"hands over the weights of step {step}, with the lowest validation loss")
+        if isinstance(self.overseer, LowestLoss):
+            self.tell(f"hands over the weights of step {step}, with the lowest validation loss")
