@@ -205,3 +205,65 @@ def test_values_are_written_as_their_kind():
     assert as_value({"value": None}) is None
     assert as_value({"value": 1.5, "low": 1.5, "high": 1.5, "n": 1}).low is None
     assert as_value(float("nan")) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- guard
+
+
+def _look(step, score, mark, **more):
+    return {"step": step, "score": score, "repetition": 0.011, "end_rate": 0.98, "kl": 0.04 * step, "mark": mark} | more
+
+
+LOOKS = [
+    _look(0, 0.7, "start", error=0.0, bits_per_byte=0.262, distinct_2=0.448, longest_repeat=0.96, reward=None),
+    _look(6, 0.75, "kept", error=0.018, bits_per_byte=0.261, reward=0.1, length=9.5, refusals=0.02, entropy=0.41),
+    _look(12, 0.8, "refused", error=0.02, bits_per_byte=0.3, reward=0.4, why_not="bits per byte rose <b>too far</b>"),
+]
+GUARDED = {
+    "guard": LOOKS, "verdict": "the policy of rollout 6 is handed over", "stopped_early": "because of X",
+    "handed_over": 6, "over_optimised_past": 12, "rollouts": 12,
+}  # fmt: skip
+
+
+def _guarded_run(directory, counts=GUARDED):
+    run = make_run(directory)
+    path = run.directory / "ppo" / "manifest.json"
+    write_json(path, read_json(path) | {"counts": counts})
+    return run
+
+
+def test_the_guards_table_has_a_row_a_look_with_its_mark(tmp_path):
+    run = _guarded_run(tmp_path / "r")
+    ppo = next(stage for stage in view(run)["training"] if stage["name"] == "ppo")["guard"]
+    columns = [column.zh for column in ppo["columns"]]
+    rows = [dict(zip(columns, row["cells"], strict=True)) for row in ppo["rows"]]
+    assert [row["step"] for row in ppo["rows"]] == ["0", "6", "12"]
+    assert [row["得分"] for row in rows] == ["0.700", "0.750 ± 0.018", "0.800 ± 0.020"]
+    assert [row["训练奖励"] for row in rows] == ["", "0.100", "0.400"], "what was not measured is not zero"
+    assert [row["每字节比特"] for row in rows] == ["0.262", "0.261", "0.300"]
+    assert (rows[0]["不同的二字组"], rows[0]["最长重复"], rows[1]["不同的二字组"]) == ("44.8%", "1.0", "")
+    assert [row["en"] for row in ppo["rows"]] == ["start", "kept, handed over", "refused"]
+    assert [len(ppo["figures"]), "step 12" in ppo["figures"][0]["svg"]] == [2, True]
+    page = _Page(write_report(run).read_text(encoding="utf-8"))
+    assert "bits per byte rose <b>too far</b>" in page.text, "shown as text"
+    for line in ("the policy of rollout 6 is handed over", "because of X"):
+        assert page.text.count(line) == 1
+
+
+def test_looks_of_an_older_run_and_no_looks_at_all_are_reported(tmp_path):
+    old = [{"step": 0, "score": 0.7, "repetition": 0.0, "end_rate": 1.0, "kl": 0.0, "error": 0.0}]
+    write_report(_guarded_run(tmp_path / "old", {"guard": old, "verdict": "that one is handed over"}))
+    run = _guarded_run(tmp_path / "none", {"rollouts": 3})
+    assert next(stage for stage in view(run)["training"] if stage["name"] == "ppo")["guard"] is None
+    write_report(run)
+
+
+def test_the_way_through_reward_and_kl_needs_two_points():
+    way = [plots.Point(0, 0.0, 0.5), plots.Point(4, float("nan"), 0.6)]
+    assert plots.track("a", "a", way, {"handed over": 0, "over-optimised past": 4}, "x") == ""
+    svg = plots.track(
+        "a", "a", [*way, plots.Point(8, 1.0, 0.7, 0.1)], {"handed over": 8, "over-optimised past": None}, "x"
+    )
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "handed over (step 8)" in svg
+    assert "over-optimised" not in svg

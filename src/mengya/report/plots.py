@@ -10,7 +10,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +67,15 @@ class Dot(NamedTuple):
     value: float
     low: float | None
     high: float | None
+
+
+class Point(NamedTuple):
+    """Where a training was at `step`: x, y, and the standard error of y (0: none known)."""
+
+    step: int
+    x: float
+    y: float
+    error: float = 0.0
 
 
 def _new_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -202,4 +211,43 @@ def intervals(name: str, title: str, dots: Sequence[Dot], *, kind: str = "") -> 
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
         axes.xaxis.set_major_formatter(FuncFormatter(_axis_format(kind, axes.get_xlim())))
+        return _inline(figure, name, title)
+
+
+def track(name: str, title: str, points: Sequence[Point], marks: Mapping[str, int | None], label: str) -> str:
+    """SVG of the way of a training through two numbers, step by step, y ± its error; "" without two finite points.
+
+    `marks` are two steps to be named in the legend; one that is None, or not among the points, is left out.
+    """
+    import matplotlib as mpl
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if len(points) < 2:
+        return ""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new_figure(5.2, 2.9)
+        x, y = [point.x for point in points], [point.y for point in points]
+        axes.errorbar(
+            x, y, yerr=[point.error for point in points], color=_SERIES[0], linewidth=1.4, elinewidth=0.8, zorder=1
+        )
+        axes.plot(x, y, "o", color=_SERIES[0], markersize=3.2)
+        shapes = ({"marker": "*", "markersize": 10}, {"marker": "o", "markersize": 12, "markerfacecolor": "none"})
+        for (words, step), shape, colour in zip(marks.items(), shapes, (_SERIES[1], _SERIES[3]), strict=True):
+            for point in points:
+                if point.step == step:
+                    axes.plot([point.x], [point.y], color=colour, label=f"{words} (step {step})", linestyle="", **shape)
+        for point in points:
+            axes.annotate(
+                str(point.step), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=8, color=_MUTED
+            )
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS))
+        axes.yaxis.set_major_formatter(FuncFormatter(_axis_format("", axes.get_ylim())))
+        axes.margins(x=0.06, y=0.12)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best", handlelength=1.0)
         return _inline(figure, name, title)

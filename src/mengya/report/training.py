@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mengya.console import read_metrics
-from mengya.report import plots
+from mengya.report import guard, plots
 from mengya.report.overview import View
 from mengya.report.words import STEPS_AND_REASONS, Value, Words, as_value, interval, metric_words, shown
 
@@ -28,16 +28,17 @@ _PANELS: dict[str, list[tuple[str, ...]]] = {
     "pretrain": [("loss", "validation_loss")],
     "sft": [("loss", "validation_loss")],
     "reward": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
-    "dpo": [("loss", "validation_loss"), ("accuracy", "validation_accuracy")],
+    "dpo": [("loss", "validation_loss"), ("accuracy", "validation_accuracy"), ("guard_score",)],
     "ppo": [("reward",), ("guard_score",)],
     "grpo": [("reward",), ("guard_score",)],
 }
-"""The large panels of a stage, each a group of columns of metrics.jsonl; every other column gets a small one."""
+"""The large panels of a stage, each a group of columns of metrics.jsonl; every other column gets a small one, but for
+those of the guard's looks, which have a table."""
 
 _NOT_CURVES = {"step", "tokens", "pairs", "seconds", "epoch", "time"}
 _TOGETHER = (("reward_chosen", "reward_rejected"),)
 _SMALL_FIRST = ("kl", "length", "entropy", "value_loss", "end_rate", "kl_coefficient", "margin", "lr", "grad_norm")
-_EXACT = ("lr", "kl_coefficient", "guard_score", "guard_kl", "guard_repetition")
+_EXACT = ("lr", "kl_coefficient", "guard_score")
 """Set or measured seldom, not noisy: drawn as they are, without a running mean."""
 
 
@@ -62,7 +63,7 @@ def figures(stage: str, lines: list[View], metrics: dict[str, Value]) -> tuple[l
     columns = dict.fromkeys(key for line in lines for key in line)
     large = _PANELS.get(stage, [])
     named = {name for group in large for name in group} | _NOT_CURVES
-    rest = [name for name in columns if name not in named]
+    rest = [name for name in columns if name not in named and not name.startswith("guard_")]
     rest.sort(key=lambda name: _SMALL_FIRST.index(name) if name in _SMALL_FIRST else len(_SMALL_FIRST))
     small = [next((group for group in _TOGETHER if name in group), (name,)) for name in rest]
     small = list(dict.fromkeys(small))
@@ -190,7 +191,8 @@ def training(row: View, metrics: dict[str, Value]) -> View | None:
         "delta": delta_table(manifest.get("delta", [])),
         "by_reason": reward_by_reason(metrics) if row["name"] == "reward" else [],
         "last_step": lines[-1]["step"] if lines else None,
-        "counts": counts_of(manifest.get("counts", {})),
+        "guard": guard.section(row["name"], manifest.get("counts", {})),
+        "counts": counts_of({key: value for key, value in manifest.get("counts", {}).items() if key not in guard.KEYS}),
     }
 
 
