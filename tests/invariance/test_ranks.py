@@ -36,6 +36,7 @@ from mengya.stages.dpo import reference_logps
 from mengya.stages.ranks import end_process
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.tokenizer.train import train_tokenizer
+from mengya.train.compiled import compile_layers
 from mengya.train.loop import fit, optimizer_step
 from mengya.train.muon import Muon
 from mengya.train.optimizer import Optimizer
@@ -56,10 +57,13 @@ class Case:
     shard: int = 1
     optimizer: str = "adamw"
     recompute: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.optimizer}-{self.shard}" + ("-recompute" if self.recompute else "")
+        return (
+            f"{self.stage}-{self.optimizer}-{self.shard}" + "-recompute" * self.recompute + "-compiled" * self.compiled
+        )
 
     @property
     def parallel(self) -> ParallelSettings:
@@ -71,6 +75,7 @@ ON_TWO = [
     *(Case(stage, shard) for stage in STAGES for shard in (1, 2)),
     *(Case("language", shard, "muon") for shard in (1, 2)),
     Case("language", 2, recompute=True),
+    Case("language", 2, recompute=True, compiled=True),
 ]
 ON_FOUR = [Case("language", 2), Case("ppo", 4)]
 
@@ -98,7 +103,10 @@ def _training(case, world, micro_batch_rows=2):
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=50, **SHAPE)
     if case.stage == "language":
-        model = parallelize(Transformer(config), world, case.parallel)
+        model = Transformer(config)
+        if case.compiled:
+            compile_layers(model, backend="aot_eager")  # traced alone, or the test would take a minute
+        model = parallelize(model, world, case.parallel)
         how = {"row_length": 20, "rows_per_step": 8, "micro_batch_rows": micro_batch_rows, "seed": 1, "pad_id": 0}
         return model, PackedLoader(RandomRows(unlearnt=True), **how, rank=world.rank, world=world.size), next_token_loss
     pairs = _pairs()

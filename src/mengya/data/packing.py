@@ -45,21 +45,28 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of packed pieces, int64 (B, T) each.
+    """Rows of packed pieces, int64 (B, T) each, and where they carry loss.
 
     targets_BT[t] is the token after ids_BT[t] in the same document, or IGNORE. positions_BT restart at 0 with every
     piece. documents_BT is the example's index in its data set, PADDING behind a row's last piece; a row never holds two
-    pieces of one example, so equal ids in a row mean one document.
+    pieces of one example, so equal ids in a row mean one document. trained_N are the places of the flattened rows whose
+    target is not IGNORE, found where the batch is made: a GPU would have to be waited for.
     """
 
     ids_BT: torch.Tensor
     targets_BT: torch.Tensor
     positions_BT: torch.Tensor
     documents_BT: torch.Tensor
+    trained_N: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.trained_N is None:
+            trained_N = (self.targets_BT.flatten() != IGNORE).nonzero().squeeze(1)
+            object.__setattr__(self, "trained_N", trained_N)
 
     @property
     def num_targets(self) -> int:
-        return int((self.targets_BT != IGNORE).sum())
+        return len(self.trained_N)
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +75,10 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         return PackedBatch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def pin_memory(self) -> PackedBatch:
+        """In memory that a GPU copies from by itself: `to` then returns at once."""
+        return PackedBatch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
 @dataclass(frozen=True)

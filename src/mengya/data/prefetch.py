@@ -5,30 +5,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mengya.data.loader import EpochLoader
 
+
+class Pinnable(Protocol):
+    """Tensors that can be put into memory that a GPU copies from."""
+
+    def pin_memory(self) -> Any: ...
+
+
 Row = TypeVar("Row")
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=Pinnable)
 
 
 class Prefetch(Generic[Row, Batch]):
     """The same steps as `loader` gives, `depth` of them made ahead of their use.
 
     The thread has work only after a step was taken, and never waits for room: dropping this object ends it. An error in
-    it is raised where its step would have come. Only what is said here may be asked of the loader meanwhile.
+    it is raised where its step would have come. Only what is said here may be asked of the loader meanwhile. `pin`: into
+    memory that a GPU copies from while it computes; without, a step's copies would wait for all that is queued.
     """
 
-    def __init__(self, loader: EpochLoader[Row, Batch], depth: int = 1) -> None:
+    def __init__(self, loader: EpochLoader[Row, Batch], depth: int = 1, *, pin: bool = False) -> None:
         assert depth > 0
-        self._loader, self._depth = loader, depth
+        self._loader, self._depth, self._pin = loader, depth, pin
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._coming: deque[Future[tuple[list[Batch], dict[str, Any]]]] = deque()
         self._state = loader.state_dict()
 
     def _make(self) -> tuple[list[Batch], dict[str, Any]]:
         batches = next(self._loader)
+        if self._pin:
+            batches = [batch.pin_memory() for batch in batches]
         return batches, self._loader.state_dict()
 
     def _fill(self, depth: int) -> None:

@@ -4,8 +4,14 @@ Isolation: in a packed row a query sees a key when the key is not later and belo
 built once per batch and shared by all layers; positions restart in each document, so a packed document is computed
 exactly as if it stood alone.
 
-On CUDA this is scaled_dot_product_attention (a boolean mask selects the memory-efficient kernel, plain causality
-the flash kernel); flex attention would slot in at `attend`. On a CPU the eager product below is used, in blocks of
+On CUDA, packed documents of a compiled training go through flex attention (Dong et al. 2024, arXiv 2412.05496), with a mask
+of blocks of 128 × 128: whole blocks that no query sees are skipped, and nothing of the size T × T is made. Of PyTorch's
+two kernels for packed rows the other, `varlen_attn`, adds up the gradient of the queries with atomics: two runs, or a run and a
+resumed one, differ in their last bits unless all of PyTorch is put into its deterministic mode; and its signature
+is a different one in 2.10 and 2.12. Flex attention's backward writes each block once, in order. Everything else on
+CUDA is scaled_dot_product_attention: plain causality selects the flash kernel, a boolean mask the memory-efficient
+one (short trainings, which compiling would not pay for; shapes without a flex kernel; pairs, whose rows change their length
+at every step). On a CPU the eager product below is used, in blocks of
 query rows that skip the keys no query of the block can see: forward and backward of (16, 3, 256, 64) in bfloat16 on one
 thread take 44 ms with SDPA, 22 ms in one block, 17 ms in two. `attend_rotated` is that product for training, its gradient
 written by hand; `attend` serves the cache.
@@ -14,25 +20,35 @@ written by hand; `attend` serves the cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mengya.model.functions import by_hand
+
 # B rows, T queries, S keys, H heads, K KV heads, G = H / K heads sharing one KV head, D head width
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 _BLOCK_ROWS = 128
+_FLEX_BLOCK = 128
+_FLEX_WIDTHS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class AttentionMask:
     """Which of S keys each of T queries may see. Every query sees at least one key (itself), so no softmax is empty."""
 
-    allowed_BTS: Tensor  # bool; B is 1 when all rows are alike
-    bias_BTS: Tensor | None  # 0 or the dtype's lowest number, for the eager product; None on CUDA
+    allowed_BTS: Tensor | None  # bool; B is 1 when all rows are alike; None where `blocks` says it
+    bias_BTS: Tensor | None  # 0 or the dtype's lowest number, for the eager product; None on a GPU
     causal: bool  # no query sees a later key, and queries and keys are the same tokens
     plain: bool  # nothing but causality
+    blocks: BlockMask | None = None  # for flex attention
 
     @staticmethod
     def causal_only(num_tokens: int, dtype: torch.dtype, device: torch.device) -> AttentionMask:
@@ -41,11 +57,14 @@ class AttentionMask:
         return _mask(allowed_TS[None], dtype, causal=True, plain=True)
 
     @staticmethod
-    def packed(documents_BT: Tensor, dtype: torch.dtype) -> AttentionMask:
+    def packed(documents_BT: Tensor, dtype: torch.dtype, *, blocks: bool = False) -> AttentionMask:
         """Each token sees itself and those before it that bear the same document number.
 
-        Any number will do for padding, as long as no document bears it.
+        Any number will do for padding, as long as no document bears it. `blocks` asks for a mask for flex attention:
+        `has_flex_kernel` must be true, and the tokens of a document stand side by side.
         """
+        if blocks:
+            return AttentionMask(None, None, causal=True, plain=False, blocks=document_blocks(documents_BT))
         num_tokens = documents_BT.shape[1]
         causal_TS = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=documents_BT.device).tril()
         allowed_BTS = (documents_BT[:, :, None] == documents_BT[:, None, :]) & causal_TS
@@ -60,11 +79,61 @@ class AttentionMask:
 
 def _mask(allowed_BTS: Tensor, dtype: torch.dtype, *, causal: bool, plain: bool) -> AttentionMask:
     bias_BTS = None
-    if allowed_BTS.device.type != "cuda":
+    if by_hand(allowed_BTS):
         # The lowest finite number, not -inf: a score plus it is a finite weight of exactly 0, whatever the score.
         bias_BTS = torch.zeros(allowed_BTS.shape, dtype=dtype, device=allowed_BTS.device)
         bias_BTS.masked_fill_(~allowed_BTS, torch.finfo(dtype).min / 2)
     return AttentionMask(allowed_BTS, bias_BTS, causal, plain)
+
+
+@cache
+def _writes_kernels() -> bool:
+    """Whether flex attention can be compiled for the GPU: Triton is there, and the GPU is of 2020 or later."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def has_flex_kernel(device: torch.device, num_tokens: int, head_width: int) -> bool:
+    """Whether flex attention can train rows of this length and heads of this width there (on a CPU it has no backward)."""
+    fits = num_tokens % _FLEX_BLOCK == 0 and head_width in _FLEX_WIDTHS
+    return fits and device.type == "cuda" and _writes_kernels()
+
+
+def document_blocks(documents_BT: Tensor) -> BlockMask:
+    """The blocks of 128 queries × 128 keys that hold something to see; T is a multiple of 128, documents are contiguous.
+
+    From the documents' numbers at the edges of the blocks: `create_block_mask` would make all T × T. Nothing here waits
+    for a GPU.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    documents_BT = documents_BT.to(torch.int32)  # a kernel reads them for every key
+    T = documents_BT.shape[1]
+    assert T % _FLEX_BLOCK == 0, f"{T} tokens a row"
+    first_BN, last_BN = documents_BT[:, ::_FLEX_BLOCK], documents_BT[:, _FLEX_BLOCK - 1 :: _FLEX_BLOCK]
+    numbers_N = torch.arange(first_BN.shape[1], device=documents_BT.device)
+    is_earlier_NM = numbers_N[:, None] > numbers_N
+    is_own_NM = numbers_N[:, None] == numbers_N
+    # N blocks of queries, M of keys. The document that a key block ends with goes on in the query block …
+    seen_BNM = is_own_NM | (is_earlier_NM & (last_BN[:, None, :] == first_BN[:, :, None]))
+    # … and the one that it begins with fills both, and all between them: no key need be looked at one by one.
+    full_BNM = is_earlier_NM & (first_BN[:, None, :] == last_BN[:, :, None])
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents_BT[b, query] == documents_BT[b, key])
+
+    return BlockMask.from_kv_blocks(
+        *_in_order(seen_BNM & ~full_BNM),
+        *_in_order(full_BNM),
+        BLOCK_SIZE=_FLEX_BLOCK,
+        mask_mod=visible,
+        seq_lengths=(T, T),
+    )
+
+
+def _in_order(chosen_BNM: Tensor) -> tuple[Tensor, Tensor]:
+    """(how many key blocks each query block has, their numbers first in its row), int32 with a dimension for heads."""
+    indices_BNM = chosen_BNM.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen_BNM.sum(-1, dtype=torch.int32)[:, None], indices_BNM.int()[:, None]
 
 
 def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
@@ -77,15 +146,23 @@ def rotate(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
 
 def attend(q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask: AttentionMask) -> Tensor:
     """y_BTHD = softmax(q kᵀ / √D over the allowed keys) v, each KV head serving H / K heads."""
+    if mask.blocks is not None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        shares_keys = q_BHTD.shape[1] != k_BKSD.shape[1]
+        flexed = flex_attention(q_BHTD, k_BKSD, v_BKSD, block_mask=mask.blocks, enable_gqa=shares_keys)
+        assert isinstance(flexed, Tensor)
+        return flexed.transpose(1, 2)
     if mask.bias_BTS is None:
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BKSD,
-            v_BKSD,
-            attn_mask=None if mask.plain else mask.allowed_BTS[:, None],
-            is_causal=mask.plain,
-            enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
-        )
+        num_shared = q_BHTD.shape[1] // k_BKSD.shape[1]
+        if mask.plain:
+            y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, is_causal=True, enable_gqa=num_shared > 1)
+            return y_BHTD.transpose(1, 2)
+        assert mask.allowed_BTS is not None
+        # The kernel that takes a mask takes no shared keys: enable_gqa would mean scores in memory, all of them.
+        if num_shared > 1:
+            k_BKSD, v_BKSD = k_BKSD.repeat_interleave(num_shared, 1), v_BKSD.repeat_interleave(num_shared, 1)
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BKSD, v_BKSD, attn_mask=mask.allowed_BTS[:, None])
         return y_BHTD.transpose(1, 2)
     return _attend_eager(q_BHTD, k_BKSD, v_BKSD, mask.bias_BTS, causal=mask.causal)
 

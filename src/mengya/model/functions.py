@@ -10,7 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether the gradients of this module are the faster ones for x: on a CPU.
+
+    A GPU gets the plain formulas, for which PyTorch has fused kernels (`rms_norm`), and out of which torch.compile makes
+    kernels of its own, choosing what to keep and what to compute again; a gradient by hand would choose for it.
+    """
+    return x.device.type == "cpu"
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -42,6 +52,9 @@ class _ResidualNorm(torch.autograd.Function):
 
 def residual_norm(x: Tensor, delta: Tensor | None, weight_C: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(normalised, s): s = x + delta (x itself without delta), normalised = s / rms(s) · weight, the mean in float32."""
+    if not by_hand(x):
+        s = x if delta is None else x + delta
+        return F.rms_norm(s, weight_C.shape, weight_C.to(s.dtype), epsilon), s
     normalised, s = _ResidualNorm.apply(x, delta, weight_C, epsilon)
     return normalised, s
 
@@ -54,7 +67,7 @@ class _Projections(torch.autograd.Function):
         cast = [weight.to(x.dtype) for weight in weights]
         ctx.save_for_backward(x, *cast)
         ctx.dtypes = [weight.dtype for weight in weights]
-        return tuple(torch.nn.functional.linear(x, weight) for weight in cast)
+        return tuple(F.linear(x, weight) for weight in cast)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
@@ -72,8 +85,9 @@ class _Projections(torch.autograd.Function):
 
 def projections(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """x Wᵀ for each of the weights (out, in), in the dtype of x."""
-    if not torch.is_grad_enabled():  # decoding: a token's products cost less than the function around them
-        return tuple(torch.nn.functional.linear(x, weight.to(x.dtype)) for weight in weights)
+    # Decoding: a token's products cost less than the function around them.
+    if not torch.is_grad_enabled() or not by_hand(x):
+        return tuple(F.linear(x, weight.to(x.dtype)) for weight in weights)
     products: tuple[Tensor, ...] = _Projections.apply(x, *weights)
     return products
 
@@ -84,19 +98,21 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return torch.nn.functional.silu(gate).mul_(up)
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         (d_y,) = gradients
-        d_up = torch.nn.functional.silu(gate).mul_(d_y)
+        d_up = F.silu(gate).mul_(d_y)
         return torch.ops.aten.silu_backward(d_y * up, gate), d_up
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up."""
     if not torch.is_grad_enabled():
-        return torch.nn.functional.silu(gate).mul_(up)
+        return F.silu(gate).mul_(up)
+    if not by_hand(gate):
+        return F.silu(gate) * up
     y: Tensor = _SwiGLU.apply(gate, up)
     return y

@@ -117,6 +117,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.compiled = False
+        """Set where the layers were compiled for a training of rows of one length (`train.compiled`)."""
 
     def forward(
         self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
@@ -156,6 +158,10 @@ class Transformer(nn.Module):
     @compute_dtype.setter
     def compute_dtype(self, dtype: torch.dtype) -> None:
         self.model.compute_dtype = dtype
+
+    @property
+    def compiled(self) -> bool:
+        return self.model.compiled
 
     @property
     def output_weight_VC(self) -> Tensor:

@@ -48,6 +48,8 @@ class ParallelSettings(Settings):
     """Copies of the model, each of `shard` ranks; as many as the processes make when absent."""
     activation_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping its activations: less memory, a third more time."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile of the layers in pretrain and sft; auto: on a GPU, where the training is longer than about a minute."""
     timeout_seconds: PositiveFloat = 1800.0
     """How long a rank waits for the slowest in a collective before it gives up, and torchrun restarts the group."""
 

@@ -11,7 +11,7 @@ from mengya.corpus import records
 from mengya.corpus.records import Cloze, Conversation, Question
 from mengya.data.loader import EpochLoader, PackedLoader
 from mengya.data.packing import Examples
-from mengya.data.prefetch import Prefetch
+from mengya.data.prefetch import Pinnable, Prefetch
 from mengya.data.shards import TokenShards
 from mengya.evaluate.answers import Answers, Measurement, measure_questions, measure_style
 from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy, spread
@@ -27,7 +27,7 @@ from mengya.train.parallel import World, open_world
 
 _GUARD_PROMPTS = 160
 Row = TypeVar("Row")
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=Pinnable)
 
 
 def world_of(context: Context) -> World:
@@ -82,11 +82,11 @@ def packed_loader(
 
 
 def ahead(loader: EpochLoader[Row, Batch], world: World) -> EpochLoader[Row, Batch] | Prefetch[Row, Batch]:
-    """The loader as `fit` takes it: on a GPU a thread makes the next batches while a step runs.
+    """The loader as `fit` takes it: on a GPU a thread makes the next batches, in pinned memory, while a step runs.
 
     On a CPU the step itself has all cores, and its batches cost a thousandth of it (docs/LOG.md).
     """
-    return Prefetch(loader, depth=2) if world.device.type == "cuda" else loader
+    return Prefetch(loader, depth=2, pin=True) if world.device.type == "cuda" else loader
 
 
 @dataclass(frozen=True)

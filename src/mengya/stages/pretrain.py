@@ -55,7 +55,8 @@ def execute(context: Context) -> Outcome:
     if world.is_main and held.clozes:
         chosen = held.clozes[: recipe.evaluate.num_questions]
         untrained.metrics["cloze_accuracy"] = cloze_accuracy(model, tokenizer, chosen)
-    model = parallelize(model, world, recipe.parallel)
+    flops = settings.tokens * config.flops_per_token(settings.sequence_length)
+    model = parallelize(model, world, recipe.parallel, flops=flops)
     settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
 
     loader = packed_loader(context, Mixture(train, weights) if weighted else train, settings, tokenizer, world)

@@ -32,8 +32,6 @@ from mengya.train.sharding import parallelize, whole
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.sft
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
-    model = parallelize(load_language_model(context, "pretrain/model", world), world, recipe.parallel)
-    settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
     conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
     examples, counts = render_conversations(conversations, tokenizer, max_tokens=settings.sequence_length + 1)
     validation, _ = render_conversations(held.conversations, tokenizer, max_tokens=settings.sequence_length + 1)
@@ -43,6 +41,11 @@ def execute(context: Context) -> Outcome:
             where="sft.sequence_length",
             mend="raise it, or give shorter conversations",
         )
+    model = load_language_model(context, "pretrain/model", world)
+    num_tokens = settings.epochs * float(examples.num_inputs_N.sum())
+    flops = num_tokens * model.config.flops_per_token(settings.sequence_length)
+    model = parallelize(model, world, recipe.parallel, flops=flops)
+    settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
     loader = packed_loader(context, examples, settings, tokenizer, world)
     rows = loader.num_rows()
     num_steps = max(1, round(settings.epochs * rows * settings.sequence_length / settings.batch_tokens))

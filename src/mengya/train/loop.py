@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from mengya.console import MetricsLog, Progress, say
 from mengya.errors import Interrupted, UserError
-from mengya.settings import FitSettings
 from mengya.train.incidents import Incidents
 from mengya.train.optimizer import Optimizer
 from mengya.train.overseer import Loader, LowestLoss, Overseer
@@ -24,6 +23,9 @@ from mengya.train.signals import deferred_signals
 from mengya.train.stability import Watch
 from mengya.train.state import Checkpoints, TrainState, random_state, select, set_random_state
 from mengya.train.step import Objective, StepResult, optimizer_step
+
+if TYPE_CHECKING:
+    from mengya.settings import FitSettings
 
 
 def fit(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mengya.settings import TrainSettings
 from mengya.train.loss_scale import LossScale
 from mengya.train.muon import Muon
 from mengya.train.sharding import like
+
+if TYPE_CHECKING:
+    from mengya.settings import TrainSettings
 
 _LOSS_SCALE = "loss_scale/state"
 

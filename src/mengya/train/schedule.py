@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from mengya.settings import TrainSettings
+if TYPE_CHECKING:
+    from mengya.settings import TrainSettings
 
 
 def rate_factor(step: int, num_steps: int, settings: TrainSettings) -> float:

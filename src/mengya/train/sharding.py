@@ -12,15 +12,18 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
-from mengya.settings import ParallelSettings
+from mengya.train.compiled import compile_layers, is_compiled
 from mengya.train.parallel import World
+
+if TYPE_CHECKING:
+    from mengya.settings import ParallelSettings
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,11 +58,14 @@ def num_shards(
     return shard
 
 
-def parallelize(model: Model, world: World, settings: ParallelSettings) -> Model:
+def parallelize(model: Model, world: World, settings: ParallelSettings, *, flops: float = 0.0) -> Model:
     """`model` itself, ready to be trained on all ranks; with activation checkpointing where the recipe asks for it.
 
-    Before an optimizer is made, and with the same weights on every rank.
+    Before an optimizer is made, and with the same weights on every rank. `flops` of a training on rows of one length say
+    whether its layers are compiled (`train.compiled`); 0 where the length changes at every step, which would compile on and on.
     """
+    if flops and is_compiled(settings.compile, world.device, flops / world.size):
+        compile_layers(model)
     layers: Sequence[nn.Module] = model.get_submodule("model.layers")  # type: ignore[assignment]
     if settings.activation_checkpointing:
         for layer in layers:
@@ -150,11 +156,11 @@ def summed_gradients(parameters: Sequence[Tensor], totals: Tensor, world: World)
     return gradients
 
 
-def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
-    """The norm over all gradients, of all shards, before they were scaled down to at most `max_norm`."""
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+    """The norm over all gradients, of all shards, before they were scaled down to at most `max_norm`; a scalar."""
     norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm.item()
+    return norm
 
 
 # -------------------------------------------------------------------------------------------- whole and shards

@@ -53,6 +53,9 @@ def optimizer_step(
     Gradients of sums are added up and divided once by the global count, so the result does not depend on the split.
     A step that `why_bad(loss, gradient norm)` objects to changes nothing, on all ranks together. In fp16 the loss is
     scaled for the backward pass.
+
+    A GPU is waited for once, when loss and norm are read to decide that; by several ranks twice, as the global count is
+    known to none of them before it is summed.
     """
     if world.dtype == torch.float16 and optimizer.loss_scale is None:
         optimizer.loss_scale = LossScale()
@@ -70,13 +73,14 @@ def optimizer_step(
         micro_losses.append(terms.loss_sum.detach() / max(terms.count, 1))
         for name, value in terms.sums.items():
             sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value.detach()
-    totals = torch.stack([loss_sum.float(), torch.tensor(float(count), device=world.device), *sums.values()])
+    totals = torch.stack([loss_sum.float(), torch.full((), float(count), device=world.device), *sums.values()])
     gradients = summed_gradients(optimizer.parameters, totals, world)
-    total = totals[1].item()
+    total = float(count) if world.size == 1 else totals[1].item()
     torch._foreach_mul_(gradients, 1.0 / (max(total, 1.0) * (1.0 if scale is None else scale.value)))
-    norm = clip_gradients(optimizer.parameters, gradient_clip)
-    loss = totals[0].item() / max(total, 1.0)
-    means = {name: totals[2 + i].item() / max(total, 1.0) for i, name in enumerate(sums)}
+    norm_scalar = clip_gradients(optimizer.parameters, gradient_clip)
+    all_loss, _, *all_sums, norm = torch.cat([totals, norm_scalar.reshape(1).to(totals)]).tolist()
+    loss = all_loss / max(total, 1.0)
+    means = {name: value / max(total, 1.0) for name, value in zip(sums, all_sums, strict=True)}
     skipped = why_bad(loss, norm)
     if world.any(skipped is not None):
         skipped = skipped or "another rank skips it"
