@@ -97,8 +97,14 @@ def minimind_step(checkout: Path, config: ModelConfig, ids_BT: Tensor, *, bf16: 
     return _step(model, optimizer, loss_of, ids_BT[:, 1:].numel()), _count(model)
 
 
-def nanochat_step(checkout: Path, config: ModelConfig, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Step, int]:
+def nanochat_step(
+    checkout: Path, config: ModelConfig, ids_BT: Tensor, targets_BT: Tensor, *, compiled: bool = True
+) -> tuple[Step, int]:
     """nanochat's base training step: bf16, torch.compile, its own Muon and AdamW; full attention in every layer.
+
+    Its optimizer is compiled where it is defined, so `compiled` is a stance of the compiler and no choice of ours: without, all
+    of it runs as it is written. Compiled, the first step makes code for the whole model with its layers unrolled and for each
+    shape of parameter: minutes on a CPU, less from the compiler's cache the next time.
 
     Its model has other parts (value embeddings, an untied head, relu² with 4 times the width): width, depth, heads
     and vocabulary are the same, parameters are not.
@@ -126,9 +132,10 @@ def nanochat_step(checkout: Path, config: ModelConfig, ids_BT: Tensor, targets_B
     optimizer = model.setup_optimizer()
 
     def step() -> tuple[float, int]:
-        loss = called(ids_BT, targets_BT)
-        loss.backward()
-        optimizer.step()
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
+            loss = called(ids_BT, targets_BT)
+            loss.backward()
+            optimizer.step()
         model.zero_grad(set_to_none=True)
         return loss.item(), ids_BT.numel()
 

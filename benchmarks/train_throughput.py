@@ -10,7 +10,9 @@ last line is one JSON object: {"A": {"tokens_per_second", "vs_best_peer", "vs_mi
 
 Peaks are those of a bf16 matrix product, measured between the steps. "mengya" is the headline: heads 64 wide, as its presets
 have them (half as many heads of twice the width: the same parameters); `vs_same_heads` compares with transformers in that
-shape too. `--compile` adds Mengya with compiled layers, which is then the headline where it is faster.
+shape too. `--compile` adds Mengya with compiled layers, which is then the headline where it is faster. What is compiled is
+ready after its first step, whose seconds the table shows: on two cores a minute or two for transformers, minutes for nanochat
+(`--sides` leaves it out, or the rest).
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does; before torch
@@ -37,13 +40,20 @@ from mengya.model.config import ModelConfig
 from mengya.model.presets import preset
 from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
-from mengya.settings import TrainSettings
-from mengya.train.loop import optimizer_step
+from mengya.train.compiled import compile_layers
 from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World, open_world
+from mengya.train.step import optimizer_step
 
 MENGYA = ("mengya", "mengya compiled")
-BEST_PEERS = ("transformers bf16 compiled", "transformers fp32", "minimind", "minimind bf16", "nanochat bf16 compiled")
+BEST_PEERS = (
+    "transformers bf16 compiled",
+    "transformers fp32",
+    "minimind",
+    "minimind bf16",
+    "nanochat bf16",
+    "nanochat bf16 compiled",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +84,10 @@ def shapes(device: str) -> dict[str, Shape]:
     return {"0.2b": Shape(preset("0.2b", 32000), 32, 1024), "1.1b": Shape(preset("1.1b", 32000), 4, 2048)}
 
 
-def packed_batch(shape: Shape, documents_a_row: int, device: torch.device) -> PackedBatch:
+def packed_batch(shape: Shape, documents_a_row: int, device: torch.device, seed: int = 0) -> PackedBatch:
     """Random tokens; every position carries loss, as the last one of a document has the end token to predict."""
     B, T = shape.rows, shape.row_length
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(3, shape.config.vocab_size, (B, T), generator=generator)
     targets_BT = ids_BT.roll(-1, 1)
     ends_BN = torch.rand(B, T - 1, generator=generator).argsort(1)[:, : documents_a_row - 1] + 1
@@ -89,22 +99,33 @@ def packed_batch(shape: Shape, documents_a_row: int, device: torch.device) -> Pa
     return batch.to(device)
 
 
+def train_settings(optimizer: str = "adamw") -> Any:
+    """The defaults of `mengya.settings.TrainSettings`, without pydantic: a machine lent for measuring may have torch alone."""
+    rates = {"learning_rate": 1e-3, "matrix_learning_rate": 0.02, "weight_decay": 0.1, "betas": (0.9, 0.95)}
+    return SimpleNamespace(optimizer=optimizer, gradient_clip=1.0, **rates)
+
+
 def mengya_step(
-    config: ModelConfig, batch: PackedBatch, world: World, *, optimizer: str = "adamw", compiled: bool = False
+    config: ModelConfig,
+    batches: Sequence[PackedBatch],
+    world: World,
+    *,
+    optimizer: str = "adamw",
+    compiled: bool = False,
+    backend: str = "inductor",
 ) -> tuple[peers.Step, int]:
-    """Our own step (`train.loop.optimizer_step`), and the number of parameters."""
+    """Our own step (`train.step.optimizer_step`) over these micro-batches, and the number of parameters."""
     torch.manual_seed(0)
     model = Transformer(config, world.dtype).to(world.device)
     model.train()
     if compiled:
-        for layer in model.model.layers:
-            layer.compile()
-    settings = TrainSettings(optimizer=optimizer)
+        compile_layers(model, backend=backend)
+    settings = train_settings(optimizer)
     stepper = Optimizer(model, settings)
 
     def step() -> tuple[float, int]:
         result = optimizer_step(
-            model, stepper, [batch], next_token_loss, rate=1.0, gradient_clip=settings.gradient_clip, world=world
+            model, stepper, batches, next_token_loss, rate=1.0, gradient_clip=settings.gradient_clip, world=world
         )
         return result.loss, result.count
 
@@ -117,12 +138,12 @@ def sides(
     """(name, maker of its step) of all that are compared."""
     config, wide = shape.config, shape.wide_heads
     ids_BT, targets_BT, device = batch.ids_BT, batch.targets_BT, world.device
-    yield "mengya", lambda: mengya_step(wide, batch, world)
+    yield "mengya", lambda: mengya_step(wide, [batch], world)
     if options.compile:
-        yield "mengya compiled", lambda: mengya_step(wide, batch, world, compiled=True)
-    yield "mengya, Muon", lambda: mengya_step(wide, batch, world, optimizer="muon")
+        yield "mengya compiled", lambda: mengya_step(wide, [batch], world, compiled=True)
+    yield "mengya, Muon", lambda: mengya_step(wide, [batch], world, optimizer="muon")
     if wide != config:
-        yield "mengya, the peers' heads", lambda: mengya_step(config, batch, world)
+        yield "mengya, the peers' heads", lambda: mengya_step(config, [batch], world)
     yield "transformers fp32", lambda: peers.transformers_step(config, ids_BT, targets_BT, bf16=False, compiled=False)
     yield "transformers bf16 compiled", lambda: peers.transformers_step(config, ids_BT, targets_BT)
     if wide != config:
@@ -132,7 +153,9 @@ def sides(
         if device.type == "cpu":
             yield "minimind bf16", lambda: peers.minimind_step(options.minimind, config, ids_BT, bf16=True)
     if options.nanochat is not None:
-        yield "nanochat bf16 compiled", lambda: peers.nanochat_step(options.nanochat, config, ids_BT, targets_BT)
+        arguments = (options.nanochat, config, ids_BT, targets_BT)
+        yield "nanochat bf16", lambda: peers.nanochat_step(*arguments, compiled=False)
+        yield "nanochat bf16 compiled", lambda: peers.nanochat_step(*arguments)
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
