@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,25 @@ def dpo(policy_margin_B: Tensor, reference_margin_B: Tensor, beta: float, label_
     Rafailov et al. 2023, eq. 7; `label_smoothing` is the share of labels believed to be flipped (Mitchell 2023, cDPO).
     """
     h_B = beta * (policy_margin_B - reference_margin_B)
+    return -(1 - label_smoothing) * logsigmoid(h_B) - label_smoothing * logsigmoid(-h_B)
+
+
+def ipo(policy_margin_B: Tensor, reference_margin_B: Tensor, beta: float) -> Tensor:
+    """(Δπ − Δref − 1/(2β))², shape (B): the margin is led to a finite value, not ever onwards.
+
+    Azar et al. 2023, eq. 17, with β for the paper's τ. Where every pair has but one label, DPO's loss is lowest at an
+    infinite margin whatever β is; this one at 1/(2β).
+    """
+    return (policy_margin_B - reference_margin_B - 1 / (2 * beta)) ** 2
+
+
+def simpo(mean_margin_B: Tensor, beta: float, margin: float, label_smoothing: float = 0.0) -> Tensor:
+    """−log σ(β Δ − γ), shape (B), where Δ is the difference of log p *a token* of the two answers; no reference.
+
+    Meng et al. 2024, eq. 6, γ being `margin`: how much likelier, in units of the reward β log p a token, the chosen answer
+    is to become.
+    """
+    h_B = beta * mean_margin_B - margin
     return -(1 - label_smoothing) * logsigmoid(h_B) - label_smoothing * logsigmoid(-h_B)
 
 
@@ -46,20 +65,48 @@ def packed_logps(model: Any, batch: Any) -> Tensor:
 
 
 def dpo_loss(
-    reference_logps_N2: Tensor, beta: float, label_smoothing: float, nll_coefficient: float = 0.0
+    reference_logps_N2: Tensor | None,
+    beta: float,
+    label_smoothing: float,
+    nll_coefficient: float = 0.0,
+    *,
+    loss: Literal["sigmoid", "ipo", "simpo"] = "sigmoid",
+    margin: float = 0.0,
+    length_normalised: bool = False,
 ) -> Callable[[Any, Any], Terms]:
-    """The objective over `data.pairs.PairBatch`es: DPO plus `nll_coefficient` × −log p(chosen) a token.
+    """The objective over `data.pairs.PairBatch`es: `loss` plus `nll_coefficient` × −log p(chosen) a token.
 
     `reference_logps_N2[n]` are the frozen reference's log p of pair n's chosen and rejected answer. They never change,
-    so they are computed once, and the reference needs no memory here. The second term (Pang et al. 2024, eq. 2) keeps
-    the chosen answers likely: DPO alone is content when both fall, the rejected one faster.
+    so they are computed once, and the reference needs no memory here; None for SimPO, which knows no reference. The
+    second term (Pang et al. 2024, eq. 2) keeps the chosen answers likely: DPO alone is content when both fall, the
+    rejected one faster. `length_normalised` divides each answer's log p by its tokens, the reference's as well (Lambert et
+    al. 2024, "Tülu 3"), so that no answer wins by its length; SimPO always does.
     """
+    assert (reference_logps_N2 is None) == (loss == "simpo"), "SimPO has no reference, the others need one"
+    normalised = length_normalised or loss == "simpo"
 
     def objective(model: Any, batch: Any) -> Terms:
         chosen_B, rejected_B = packed_logps(model, batch).chunk(2)
-        reference_chosen_B, reference_rejected_B = reference_logps_N2[batch.indices_B].unbind(1)
-        losses_B = dpo(chosen_B - rejected_B, reference_chosen_B - reference_rejected_B, beta, label_smoothing)
-        losses_B = losses_B - nll_coefficient * chosen_B / batch.completion_lengths_S[: len(chosen_B)]
+        chosen_lengths_B, rejected_lengths_B = batch.completion_lengths_S.chunk(2)
+        nll_B = nll_coefficient * chosen_B / chosen_lengths_B
+        if reference_logps_N2 is None:
+            reference_chosen_B = reference_rejected_B = torch.zeros_like(chosen_B)
+        else:
+            reference_chosen_B, reference_rejected_B = reference_logps_N2[batch.indices_B].unbind(1)
+        if normalised:
+            chosen_B, reference_chosen_B = chosen_B / chosen_lengths_B, reference_chosen_B / chosen_lengths_B
+            rejected_B, reference_rejected_B = (
+                rejected_B / rejected_lengths_B,
+                reference_rejected_B / rejected_lengths_B,
+            )
+        policy_B, reference_B = chosen_B - rejected_B, reference_chosen_B - reference_rejected_B
+        if loss == "sigmoid":
+            losses_B = dpo(policy_B, reference_B, beta, label_smoothing)
+        elif loss == "ipo":
+            losses_B = ipo(policy_B, reference_B, beta)
+        else:
+            losses_B = simpo(policy_B, beta, margin, label_smoothing)
+        losses_B = losses_B - nll_B
         with torch.no_grad():
             chosen_gain_B = beta * (chosen_B - reference_chosen_B)
             rejected_gain_B = beta * (rejected_B - reference_rejected_B)

@@ -19,7 +19,6 @@ from mengya.data.token_files import TokenSource, open_tokens
 from mengya.evaluate.ngram import ngram_losses
 from mengya.model.heads import RewardModel
 from mengya.objectives.language_model import next_token_loss
-from mengya.objectives.preference import dpo_loss
 from mengya.objectives.reward import reward_loss
 from mengya.serve.plan_batches import first_pairs, positions, random_ids
 from mengya.serve.plan_parts import StagePlan
@@ -35,6 +34,7 @@ from mengya.settings import (
     micro_batch_of,
 )
 from mengya.stages.common import packed_loader
+from mengya.stages.dpo import objective_of
 from mengya.stages.micro_batch import longest_batch
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.step import Objective
@@ -174,7 +174,7 @@ class Planner(RolloutParts):
         else:
             assert isinstance(settings, DPOSettings)
             reference_N2 = torch.zeros(len(rendered), 2, device=self.probe.world.device)
-            objective = dpo_loss(reference_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient)
+            objective = objective_of(settings, reference_N2)
         rows = self.probe.rows_to_time(length, 2 * min(micro, settings.batch_pairs))
         kept = max(1, rows // 2)
         pad_id, device = self.tokenizer.end_of_text_id, self.probe.world.device
@@ -202,8 +202,9 @@ class Planner(RolloutParts):
             self._read(plan, "validation", looked)
         else:
             plan.parts["data"] = prepare
-            self._read(plan, "reference", whole * a_pair)
             assert isinstance(settings, DPOSettings)
+            if settings.loss != "simpo":
+                self._read(plan, "reference", whole * a_pair)
             self._looks(plan, settings, plan.steps)
             self._aligned(plan)
         plan.cpu_seconds += plan.parts["data"]

@@ -12,10 +12,18 @@ from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSetting
 
 
 class DPOSettings(PairTrainSettings):
+    loss: Literal["sigmoid", "ipo", "simpo"] = "sigmoid"
+    """sigmoid: DPO (Rafailov et al. 2023); ipo: a square with a finite aim, for labels that are sure (Azar et al. 2023); simpo:
+    log p a token, without a reference (Meng et al. 2024)."""
     beta: PositiveFloat = 0.1
-    """Strength of the pull to the reference (Rafailov et al. 2023, eq. 7)."""
+    """sigmoid, ipo: strength of the pull to the reference. simpo: scale of the reward β log p a token; 2 is usual."""
+    margin: NotNegative = 0.5
+    """simpo: γ, by which the chosen answer's reward is to be above the rejected one's; a quarter to a half of β is usual."""
+    length_normalised: bool = False
+    """Whether log p a token stands in the place of log p an answer (Lambert et al. 2024, "Tülu 3"); simpo always does so.
+    β then is some ten times larger: 5 there."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Share of labels believed to be flipped."""
+    """Share of labels believed to be flipped; sigmoid and simpo."""
     nll_coefficient: NotNegative = 0.0
     """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
     evaluate_every: Positive = 50

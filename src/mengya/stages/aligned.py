@@ -146,6 +146,18 @@ def guard_look_from_disk(context: Context, tokenizer: ChatTokenizer, max_new_tok
     return GuardLook(context, tokenizer, max_new_tokens, models)
 
 
+def check_measured_alike(context: Context) -> None:
+    """UserError where SFT was measured on other prompts than this stage's model will be; asked before any training."""
+    before = len(load_measurement(context.path("sft/evaluation.json")).items["repetition"])
+    now = len(held_out(context).style)
+    if before != now:
+        raise UserError(
+            f"SFT was measured on {before} prompts, this model would be on {now}",
+            where="evaluate.num_prompts",
+            mend="take the value back, or measure SFT anew with `mengya run`",
+        )
+
+
 def aligned_outcome(context: Context, model: Transformer, tokenizer: ChatTokenizer, world: World) -> Outcome:
     """Metrics and delta of an aligned model: with its KL to SFT, and its win rate by the gold judge where there is one.
 
@@ -157,12 +169,6 @@ def aligned_outcome(context: Context, model: Transformer, tokenizer: ChatTokeniz
     before = load_measurement(context.path("sft/evaluation.json"))
     reference = load_language_model(context, "sft/model", world)
     measured.metrics["kl_to_sft"] = kl_to_reference(model, reference, answers)
-    if len(measured.items["repetition"]) != len(before.items["repetition"]):
-        raise UserError(
-            f"SFT was measured on {len(before.items['repetition'])} prompts, this model on {len(measured.items['repetition'])}",
-            where="evaluate.num_prompts",
-            mend="take the value back, or measure SFT anew with `mengya run`",
-        )
     if "gold_score" in measured.items:
         rate = win_rate(measured.items["gold_score"], before.items["gold_score"])
         measured.metrics["win_rate_vs_sft"] = rate

@@ -167,11 +167,21 @@ def _check_lengths(recipe: Recipe) -> None:
             )
 
 
+def _check_dpo(recipe: Recipe) -> None:
+    if recipe.dpo.loss == "ipo" and recipe.dpo.label_smoothing:
+        raise UserError(
+            "IPO has no label smoothing: it already aims at a finite margin",
+            where="dpo.label_smoothing",
+            mend="leave it out, or take dpo.loss: sigmoid",
+        )
+
+
 def check_recipe(recipe: Recipe) -> None:
     """UserError for the first impossible combination, missing file, or stage without what it needs."""
     _check_tokenizer(recipe)
     _check_source_names(recipe)
     _check_lengths(recipe)
+    _check_dpo(recipe)
     if "corpus" in recipe.stages:
         _check_executor(recipe)
         _check_evaluation_sets(recipe)

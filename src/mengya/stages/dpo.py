@@ -10,13 +10,15 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.preference import dpo_loss
 from mengya.rl.oversight import Oversight
 from mengya.run import Context, Outcome
-from mengya.stages.aligned import aligned_outcome, guard_look_from_disk
+from mengya.settings import DPOSettings
+from mengya.stages.aligned import aligned_outcome, check_measured_alike, guard_look_from_disk
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
 from mengya.train.loop import fit
 from mengya.train.parallel import World
 from mengya.train.sharding import parallelize, whole
+from mengya.train.step import Objective
 
 
 def reference_logps(model: Transformer, pairs: list[TokenPair], world: World) -> torch.Tensor:
@@ -33,24 +35,39 @@ def reference_logps(model: Transformer, pairs: list[TokenPair], world: World) ->
     return logps_N2
 
 
+def objective_of(settings: DPOSettings, reference_logps_N2: torch.Tensor) -> Objective:
+    """The recipe's loss; SimPO has no use for the reference."""
+    return dpo_loss(
+        None if settings.loss == "simpo" else reference_logps_N2,
+        settings.beta,
+        settings.label_smoothing,
+        settings.nll_coefficient,
+        loss=settings.loss,
+        margin=settings.margin,
+        length_normalised=settings.length_normalised,
+    )
+
+
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.dpo
+    check_measured_alike(context)
     world, tokenizer = world_of(context), tokenizer_of(context)
     torch.manual_seed(recipe.seed)
     model = load_language_model(context, "sft/model", world)
     model = parallelize(model, world, recipe.parallel)
     anywhere_N2 = torch.zeros(1, 2, device=world.device)
-    objective = dpo_loss(anywhere_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient)
-    settings = fitted(settings, model, objective, world, recipe.parallel)
+    settings = fitted(settings, model, objective_of(settings, anywhere_N2), world, recipe.parallel)
     train = preference_pairs(context, "train")
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
-    logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
+    logps_N2 = anywhere_N2
+    if settings.loss != "simpo":
+        logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
     look = guard_look_from_disk(context, tokenizer, settings.max_new_tokens, world)
     oversight = Oversight(context.stage.name, settings.guard, look, world, unit="step")
     totals = fit(
         model,
         ahead(loader, world),
-        dpo_loss(logps_N2, settings.beta, settings.label_smoothing, settings.nll_coefficient),
+        objective_of(settings, logps_N2),
         settings,
         num_steps=num_steps,
         directory=context.directory,
