@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mengya.corpus.records import Message
+from mengya.corpus.records import Message, Question
 from mengya.data.loader import PackedLoader
 from mengya.data.pairs import PairLoader, TokenPair
 from mengya.errors import UserError
@@ -28,10 +28,11 @@ from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.preference import dpo_loss
 from mengya.objectives.reward import reward_loss
-from mengya.rl import ppo
+from mengya.rl import grpo, ppo
 from mengya.rl.align import align
 from mengya.rl.guard import Look
-from mengya.settings import ParallelSettings, PPOSettings, SFTSettings
+from mengya.rl.terms import RewardTerms
+from mengya.settings import GRPOSettings, ParallelSettings, PPOSettings, RewardTerm, SFTSettings
 from mengya.stages.dpo import reference_logps
 from mengya.stages.ranks import end_process
 from mengya.tokenizer.encode import ChatTokenizer
@@ -70,7 +71,8 @@ class Case:
         return ParallelSettings(shard=self.shard, activation_checkpointing=self.recompute)
 
 
-STAGES = ("language", "reward", "dpo", "ppo")
+ROLLOUTS = ("ppo", "grpo")
+STAGES = ("language", "reward", "dpo", *ROLLOUTS)
 ON_TWO = [
     *(Case(stage, shard) for stage in STAGES for shard in (1, 2)),
     *(Case("language", shard, "muon") for shard in (1, 2)),
@@ -167,10 +169,23 @@ PPO = PPOSettings(
     steps=3, batch_prompts=8, epochs=2, minibatches=2, micro_batch_rows=1, max_new_tokens=6, sequence_length=64,
     value_warmup_steps=1, checkpoint_every=1, evaluate_every=2, learning_rate=1e-3,
 )  # fmt: skip
-PROMPTS = [(Message("user", f"小明有{count}只小船吗？"),) for count in range(10)]
+GRPO = GRPOSettings(
+    steps=3, batch_prompts=3, group_size=4, epochs=2, minibatches=2, micro_batch_rows=1, max_new_tokens=6,
+    sequence_length=64, checkpoint_every=1, evaluate_every=2, learning_rate=1e-3,
+    rewards=[RewardTerm(kind="model"), RewardTerm(kind="function", weight=0.1)],
+)  # fmt: skip
+PROMPTS = [Question((Message("user", f"小明有{count}只小船吗？"),), "open") for count in range(10)]
 
 
-def _ppo(case, world, directory):
+class Length:
+    """In the place of the user's process, which rank 0 alone has."""
+
+    def __call__(self, questions, texts):
+        return [float(len(text)) for text in texts]
+
+
+def _rollouts(case, world, directory):
+    """Weights after three rollouts of PPO or GRPO."""
     tokenizer = ChatTokenizer(
         train_tokenizer(["小明在河边看见一只小船，很高兴。"] * 4, 300, max_characters=1000, seed=0)
     )
@@ -178,26 +193,33 @@ def _ppo(case, world, directory):
     torch.manual_seed(0)
     policy, reference = Transformer(config), Transformer(config)
     reference.load_state_dict(policy.state_dict())
+    reference.requires_grad_(False)
     rewards, values = RewardModel(config), RewardModel(config)
     with torch.no_grad():
         rewards.score.weight.normal_(std=1.0)
     values.load_state_dict(rewards.state_dict())
+    rewards.requires_grad_(False)
     policy, values = parallelize(policy, world, case.parallel), parallelize(values, world, case.parallel)
-    actors = ppo.Actors(policy, values, reference.requires_grad_(False), rewards.requires_grad_(False))
     scores = iter(range(10))
 
     def look(policy, step):
         assert not is_sharded(policy)
         return Look(step, float(next(scores)), 0.0, 0.5, 0.0)  # always better: the last policy is handed over
 
-    algorithm = ppo.PPO(actors, tokenizer, PROMPTS, PPO, world=world, seed=1)
-    align(algorithm, PPO, look=look, directory=directory, world=world)
-    found = {f"policy/{name}": value for name, value in whole(actors.policy).state_dict().items()}
-    return found | {f"values/{name}": value for name, value in whole(actors.values).state_dict().items()}
+    if case.stage == "ppo":
+        actors = ppo.Actors(policy, values, reference)
+        terms = RewardTerms.of(PPO, rewards, world, "ppo")
+        algorithm, settings = ppo.PPO(actors, tokenizer, PROMPTS, terms, PPO, world=world, seed=1), PPO
+    else:
+        terms = RewardTerms(GRPO.rewards, rewards, {1: Length()} if world.is_main else {})
+        algorithm, settings = grpo.GRPO(policy, reference, tokenizer, PROMPTS, terms, GRPO, world=world, seed=1), GRPO
+    align(algorithm, settings, look=look, directory=directory, world=world)
+    found = {f"policy/{name}": value for name, value in whole(policy).state_dict().items()}
+    return found | {f"values/{name}": value for name, value in whole(values).state_dict().items()}
 
 
 def _train(case, world, directory):
-    return (_ppo if case.stage == "ppo" else _fit)(case, world, directory)
+    return (_rollouts if case.stage in ROLLOUTS else _fit)(case, world, directory)
 
 
 # ---------------------------------------------------------------------------------------------- what the ranks do
@@ -234,7 +256,7 @@ def _work(rank, size, port, base):
             save_file({n: t.contiguous() for n, t in tensors.items()}, place / f"{name}.safetensors")
 
     for case in ON_TWO if size == 2 else ON_FOUR:
-        if case.stage != "ppo":
+        if case.stage not in ROLLOUTS:
             gradients, numbers = _gradients(case, world)
             keep(f"{case.name}.gradients", gradients)
             if world.is_main:
@@ -320,7 +342,7 @@ def _distance(one, other):
 
 
 def _check(case, place, tmp_path):
-    if case.stage != "ppo":
+    if case.stage not in ROLLOUTS:
         gradients, numbers = _gradients(Case(case.stage, 1, case.optimizer), ONE)
         assert all(value.abs().max() > 0 for value in gradients.values())
         _near(load_file(place / f"{case.name}.gradients.safetensors"), gradients, 1e-4, 1e-7)

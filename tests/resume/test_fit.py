@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from mengya.corpus.records import Message
+from mengya.corpus.records import Message, Question
 from mengya.data.loader import PackedLoader
 from mengya.data.packing import PackedBatch
 from mengya.errors import UserError
@@ -20,6 +20,7 @@ from mengya.objectives.terms import Terms
 from mengya.rl import ppo
 from mengya.rl.align import align
 from mengya.rl.guard import Look
+from mengya.rl.terms import RewardTerms
 from mengya.settings import PPOSettings, SFTSettings
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.tokenizer.train import train_tokenizer
@@ -286,10 +287,11 @@ def _actors(vocab_size):
         rewards.score.weight.normal_(std=1.0)
     values = RewardModel(config)
     values.load_state_dict(rewards.state_dict())
-    return ppo.Actors(policy, values, reference.requires_grad_(False), rewards.requires_grad_(False))
+    terms = RewardTerms.of(PPO, rewards.requires_grad_(False), WORLD, "ppo")
+    return ppo.Actors(policy, values, reference.requires_grad_(False)), terms
 
 
-PROMPTS = [(Message("user", f"小明有{count}只小船吗？"),) for count in range(10)]
+PROMPTS = [Question((Message("user", f"小明有{count}只小船吗？"),), "open") for count in range(10)]
 PPO = PPOSettings(
     steps=5,
     batch_prompts=6,
@@ -307,7 +309,7 @@ PPO = PPOSettings(
 
 def _train_ppo(directory, stop_at=None):
     tokenizer = _tokenizer()
-    actors = _actors(tokenizer.vocab_size)
+    actors, terms = _actors(tokenizer.vocab_size)
 
     def look(policy, step):
         if step == stop_at:
@@ -316,7 +318,7 @@ def _train_ppo(directory, stop_at=None):
         score = float(policy.state_dict()["model.norm.weight"].double().sum())
         return Look(step, score, 0.0, 0.5, 0.0)
 
-    algorithm = ppo.PPO(actors, tokenizer, PROMPTS, PPO, world=WORLD, seed=1)
+    algorithm = ppo.PPO(actors, tokenizer, PROMPTS, terms, PPO, world=WORLD, seed=1)
     totals = align(algorithm, PPO, look=look, directory=directory, world=WORLD)
     return actors.policy.state_dict(), totals
 
@@ -333,7 +335,7 @@ def test_ppo_stopped_and_started_again_ends_with_the_same_bits(tmp_path):
 
 
 def test_ppo_moves_the_policy(tmp_path):
-    start = _actors(_tokenizer().vocab_size).policy.state_dict()
+    start = _actors(_tokenizer().vocab_size)[0].policy.state_dict()
     trained, _ = _train_ppo(tmp_path)
     assert any(not torch.equal(start[name], value) for name, value in trained.items())
 
@@ -341,15 +343,14 @@ def test_ppo_moves_the_policy(tmp_path):
 def test_the_first_ratio_of_a_rollout_is_one():
     """log π_old comes from the forward pass that training uses, so before the first update π/π_old is 1."""
     tokenizer = _tokenizer()
-    actors = _actors(tokenizer.vocab_size)
-    answers = answer(
-        actors.policy, tokenizer, PROMPTS[:6], max_new_tokens=6, sampling=ppo.SAMPLED, seed=0, batch_size=6
-    )
-    progressed = ppo.Progressed(kl_coefficient=0.1)
-    rollout, numbers = ppo.collect(actors, answers, PPO, progressed, WORLD)
+    actors, terms = _actors(tokenizer.vocab_size)
+    asked = [question.messages for question in PROMPTS[:6]]
+    answers = answer(actors.policy, tokenizer, asked, max_new_tokens=6, sampling=ppo.SAMPLED, seed=0, batch_size=6)
+    rewards, _ = terms(PROMPTS[:6], answers, WORLD)
+    rollout, numbers = ppo.collect(actors, answers, rewards, PPO, 0.1, WORLD)
     assert numbers["kl"] == 0, "the policy still is the reference"
     for part in ppo.micro_batches(rollout, torch.arange(6), PPO.micro_batch_rows):
-        terms = ppo.policy_objective(PPO.clip)(actors.policy, part)
+        terms = ppo.policy_objective(PPO)(actors.policy, part)
         assert terms.sums["kl_to_old"].item() == 0
         assert terms.sums["clip_share"].item() == 0
         # At ratio 1 the loss is −Σ A.

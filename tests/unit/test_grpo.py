@@ -107,11 +107,11 @@ class Rewards(RewardTerms):
         super().__init__([], None, {})
         self.same = same
 
-    def __call__(self, questions, answers):
+    def __call__(self, questions, answers, world):
         return [
             0.5 if question.messages[0].content in self.same else sum(t % 2 == 0 for t in tokens) / max(1, len(tokens))
             for question, tokens in zip(questions, answers.tokens, strict=True)
-        ]
+        ], {}
 
 
 class Stop(Exception):
@@ -176,9 +176,10 @@ def test_exercises_have_their_truth_and_training_wordings():
 def test_a_reward_function_that_always_fails_stops_with_its_reason(tmp_path):
     file = tmp_path / "reward.py"
     file.write_text("def score(prompt, answer, meta):\n    raise KeyError('x')\n")
-    terms = RewardTerms.of([RewardTerm(kind="function", function=f"{file}:score")], None)
+    settings = SETTINGS.model_copy(update={"rewards": [RewardTerm(kind="function", function=f"{file}:score")]})
+    terms = RewardTerms.of(settings, None, WORLD, "grpo")
     try:
         with pytest.raises(UserError, match="failed for all of 2 answers: KeyError"):
-            terms(PROMPTS[:2], Answers(["一", "二"], [[5], [6]], [True, True], [[3], [3]]))
+            terms(PROMPTS[:2], Answers(["一", "二"], [[5], [6]], [True, True], [[3], [3]]), WORLD)
     finally:
         terms.close()

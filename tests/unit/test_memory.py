@@ -195,7 +195,7 @@ def test_the_longest_micro_batch_can_be_trained_on(settings):
     model = Transformer(config)
     objective = {
         DPOSettings: lambda: dpo_loss(torch.zeros(1, 2), 0.1, 0.0),
-        PPOSettings: lambda: policy_objective(0.2),
+        PPOSettings: lambda: policy_objective(settings),
         GRPOSettings: lambda: grpo_objective(settings),
     }.get(type(settings), lambda: reward_loss)()
     if isinstance(settings, RewardSettings):

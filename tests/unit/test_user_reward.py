@@ -87,3 +87,9 @@ def test_a_function_that_is_not_there_is_one_clear_error(tmp_path):
     file.write_text("")
     with pytest.raises(UserError, match="AttributeError"):
         UserReward(f"{file}:score", 1.0)
+
+
+@pytest.mark.parametrize(("name", "why"), [("hangs", "no answer within 0.2 s"), ("dies", "its process ended")])
+def test_one_that_does_nothing_but_hang_or_die_is_not_asked_hundreds_of_times(call, name, why):
+    with pytest.raises(UserError, match=f"failed 5 times in a row: {why}"):
+        call(name, *["bad"] * 400, timeout=0.2)

@@ -5,18 +5,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
-def kl_penalised_rewards(
-    score_B: Tensor, logps_BT: Tensor, reference_logps_BT: Tensor, mask_BT: Tensor, kl_coefficient: float
-) -> Tensor:
-    """Reward of every token: −β (log π − log π_ref), plus the answer's score on its last token.
+def k1(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) of every token by the k1 estimator, (B, T): log π − log π_ref; unbiased, may be negative."""
+    return logps_BT - reference_logps_BT
 
-    Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, §3.5. The per-token term is the k1 estimator of KL (Schulman 2020).
+
+def k2(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) of every token by the k2 estimator, (B, T): ½ (log π − log π_ref)²; little variance, biased."""
+    return 0.5 * (logps_BT - reference_logps_BT) ** 2
+
+
+def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
+    """KL(π ‖ π_ref) of every token by the k3 estimator, (B, T): e^d − 1 − d with d = log π_ref − log π.
+
+    Unbiased and never negative (Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4).
     """
-    rewards_BT = -kl_coefficient * (logps_BT - reference_logps_BT) * mask_BT
+    d_BT = reference_logps_BT - logps_BT
+    return d_BT.exp() - 1 - d_BT
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def kl_penalised_rewards(
+    score_B: Tensor,
+    logps_BT: Tensor,
+    reference_logps_BT: Tensor,
+    mask_BT: Tensor,
+    kl_coefficient: float,
+    estimator: str = "k1",
+) -> Tensor:
+    """Reward of every token: −β KL(π ‖ π_ref) by `estimator`, plus the answer's score on its last token.
+
+    Ziegler et al. 2019, eq. 2; Ouyang et al. 2022, §3.5, both with k1, log π − log π_ref (Schulman 2020).
+    """
+    rewards_BT = -kl_coefficient * KL_ESTIMATORS[estimator](logps_BT, reference_logps_BT) * mask_BT
     last_B = mask_BT.long().cumsum(1).argmax(1)
     return rewards_BT.scatter_add(1, last_B[:, None], score_B[:, None])
 
@@ -61,15 +90,6 @@ def policy_loss(logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, m
     return (clipped_losses(logps_BT, old_logps_BT, advantages_BT, clip) * mask_BT).sum()
 
 
-def k3(logps_BT: Tensor, reference_logps_BT: Tensor) -> Tensor:
-    """KL(π ‖ π_ref) of every token by the k3 estimator, (B, T): e^d − 1 − d with d = log π_ref − log π.
-
-    Unbiased and never negative (Schulman 2020, "Approximating KL divergence"; Shao et al. 2024, eq. 4).
-    """
-    d_BT = reference_logps_BT - logps_BT
-    return d_BT.exp() - 1 - d_BT
-
-
 def group_advantages(rewards_PG: Tensor, valid_PG: Tensor, *, divide_by_deviation: bool) -> Tensor:
     """(P, G): the reward of each of G answers to a prompt less their mean, by their standard deviation or not.
 
@@ -85,11 +105,18 @@ def group_advantages(rewards_PG: Tensor, valid_PG: Tensor, *, divide_by_deviatio
     return advantages_PG
 
 
-def value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
-    """Σ ½ max((V − R)², (clip(V, V_old ± ε) − R)²) over the answer's tokens (PPO's reference implementation)."""
-    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
-    worse_BT = torch.maximum((values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2)
-    return 0.5 * (worse_BT * mask_BT).sum()
+def value_loss(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float | None
+) -> Tensor:
+    """Σ ½ max((V − R)², (clip(V, V_old ± ε) − R)²) over the answer's tokens (PPO's reference implementation).
+
+    Without `clip` Σ ½ (V − R)², as in eq. 9 of Schulman et al. 2017.
+    """
+    errors_BT = (values_BT - returns_BT) ** 2
+    if clip is not None:
+        clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+        errors_BT = torch.maximum(errors_BT, (clipped_BT - returns_BT) ** 2)
+    return 0.5 * (errors_BT * mask_BT).sum()
 
 
 def adapt_kl_coefficient(coefficient: float, kl: float, target: float, gain: float = 0.1) -> float:

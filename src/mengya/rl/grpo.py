@@ -22,17 +22,15 @@ from mengya.objectives import policy as maths
 from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
-from mengya.rl.rewards import Scale, penalised
+from mengya.rl.learner import Learner
+from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.rl.terms import RewardTerms
 from mengya.settings import GRPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
-from mengya.train.sharding import load_weights, whole
-from mengya.train.state import select
-from mengya.train.step import optimizer_step
+from mengya.train.sharding import whole
 
 
 def grpo_objective(settings: GRPOSettings) -> Callable[[Any, Any], Terms]:
@@ -85,7 +83,7 @@ class GRPO:
         self.world, self.seed = world, seed
         # Of the groups only those are kept that teach something, so each must divide by itself.
         check_divisible("grpo.group_size", settings.group_size, settings.minibatches, world)
-        self.optimizer = Optimizer(policy, settings)
+        self.learner = Learner("policy", policy, settings, world)
         self.drawn = 0
         """Prompts taken from the stream so far: degenerate groups make it run ahead of the rollouts."""
         self.totals: dict[str, float] = {
@@ -93,19 +91,17 @@ class GRPO:
         }  # fmt: skip
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = {"policy/": self.policy.state_dict(), "optimizer/": self.optimizer.state_tensors()}
-        tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
-        scale = self.rewards.scale
-        return tensors, {"drawn": self.drawn, "scale": None if scale is None else [scale.mean, scale.deviation]}
+        numbers = {"drawn": self.drawn, "rewards": self.rewards.state(), "learners": self.learner.numbers()}
+        return self.learner.tensors(), numbers
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        load_weights(self.policy, select(tensors, "policy/"))
-        self.optimizer.load_state_tensors(select(tensors, "optimizer/"))
+        self.learner.load(tensors, numbers["learners"])
         self.drawn = numbers["drawn"]
-        self.rewards.scale = None if numbers["scale"] is None else Scale(*numbers["scale"])
+        self.rewards.load_state(numbers["rewards"])
 
-    def _groups(self, num_prompts: int) -> tuple[Answers, Tensor, Tensor]:
-        """Answers to the next prompts of the stream, a group after another, with rewards and their validity, (P, G)."""
+    def _groups(self, num_prompts: int) -> tuple[Answers, Tensor, Tensor, dict[str, float]]:
+        """Answers to the next prompts of the stream, a group after another, rewards and their validity, (P, G), and numbers
+        for the log."""
         settings, size = self.settings, self.settings.group_size
         chosen = stream_of_prompts(len(self.prompts), self.drawn, num_prompts, self.seed)
         questions = [self.prompts[i] for i in chosen for _ in range(size)]
@@ -120,22 +116,24 @@ class GRPO:
             batch_size=len(questions),
         )
         self.drawn += num_prompts
-        # On rank 0 alone: a user's function may be slow, or give another number each time.
-        found = self.world.from_main(lambda: penalised(self.rewards(questions, answers), answers, settings))
-        rewards_PG = torch.tensor(found, dtype=torch.float32).view(num_prompts, size)
+        found, numbers = self.rewards(questions, answers, self.world)
+        rewards = torch.tensor(penalised(found, answers, settings), dtype=torch.float32)
+        rewards_PG = rewards.view(num_prompts, size)
         valid_PG = rewards_PG.isfinite() & torch.tensor([bool(t) for t in answers.tokens]).view(num_prompts, size)
         self.totals["failed_rewards"] += sum(map(math.isnan, found))
-        return answers, rewards_PG.nan_to_num(), valid_PG
+        return answers, rewards_PG.nan_to_num(), valid_PG, numbers
 
     def _collect(self) -> tuple[Answers, Tensor, Tensor, dict[str, float]]:
         """Answers, advantages and validity (B = P · G) of groups that teach something, and what all groups were like."""
         settings, size = self.settings, self.settings.group_size
         parts: list[tuple[Answers, Tensor, Tensor]] = []
         rewards: list[float] = []
+        means: dict[str, float] = {}
         missing = settings.batch_prompts
         for _ in range(1 + settings.resample):
-            answers, rewards_PG, valid_PG = self._groups(missing)
+            answers, rewards_PG, valid_PG, found = self._groups(missing)
             rewards += rewards_PG[valid_PG].tolist()
+            means = means or found  # of prompts that were not chosen for what they teach
             advantages_PG = maths.group_advantages(
                 rewards_PG, valid_PG, divide_by_deviation=settings.divide_by_deviation
             )
@@ -150,7 +148,10 @@ class GRPO:
             missing -= int(teaches_P.sum())
             if missing == 0:
                 break
-        numbers = {"reward": sum(rewards) / max(1, len(rewards)), "groups": float(settings.batch_prompts - missing)}
+        numbers = means | {
+            "reward": sum(rewards) / max(1, len(rewards)),
+            "groups": float(settings.batch_prompts - missing),
+        }
         if not parts:
             return answers, torch.zeros(0), torch.zeros(0, dtype=torch.bool), numbers
         return (
@@ -189,21 +190,16 @@ class GRPO:
         rate = rate_factor(step, settings.steps, settings)
         rollout, more = self._lay_out(answers, advantages_B, valid_B)
         numbers |= more
+        objective, skipped_before = grpo_objective(settings), self.totals["skipped_steps"]
         for epoch in range(settings.epochs):
             shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
             order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
             for rows in order.chunk(settings.minibatches):
                 own = rows[self.world.rank :: self.world.size]
-                moved = optimizer_step(
-                    self.policy,
-                    self.optimizer,
-                    list(micro_batches(rollout, own, micro_batch_of(settings))),
-                    grpo_objective(settings),
-                    rate=rate,
-                    gradient_clip=settings.gradient_clip,
-                    world=self.world,
-                )
-                self.totals["skipped_steps"] += moved.skipped is not None
+                parts = list(micro_batches(rollout, own, micro_batch_of(settings)))
+                moved = self.learner.learn(parts, objective, rate=rate, step=step, totals=self.totals)
         numbers |= {"loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
+        if self.totals["skipped_steps"] > skipped_before:
+            numbers["skipped_steps"] = self.totals["skipped_steps"]
         self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
         return numbers | {"tokens": self.totals["answer_tokens"], "lr": rate * settings.learning_rate}

@@ -7,15 +7,15 @@ starts from the reward model, missing-end penalty.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mengya.corpus.records import Message
+from mengya.corpus.records import Question
 from mengya.evaluate.answers import SAMPLED, Answers
 from mengya.generate.sampling import Sampling
 from mengya.model.heads import RewardModel
@@ -23,55 +23,49 @@ from mengya.model.transformer import Transformer
 from mengya.objectives import policy as maths
 from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
-from mengya.rl.division import check_divisible, joined, sampled_answers, share_of
-from mengya.rl.rewards import Scale, combine, reward_scores
+from mengya.rl.division import check_divisible, joined, sampled_answers
+from mengya.rl.learner import Learner
+from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
+from mengya.rl.terms import RewardTerms
 from mengya.settings import PPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
-from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
-from mengya.train.sharding import load_weights, whole
-from mengya.train.state import select
-from mengya.train.step import optimizer_step
+from mengya.train.sharding import whole
 
 
 @dataclass
 class Actors:
-    """The four models of PPO: `policy` and `values` learn, `reference` (SFT) and `rewards` do not."""
+    """The three models of PPO besides the rewards: `policy` and `values` learn, `reference` (SFT) does not."""
 
     policy: Transformer
     values: RewardModel
     reference: Transformer
-    rewards: RewardModel
-
-
-@dataclass
-class Progressed:
-    """What changes from rollout to rollout besides weights."""
-
-    kl_coefficient: float = 0.0
-    scale: Scale | None = None
 
 
 @torch.no_grad()
 def collect(
-    actors: Actors, answers: Answers, settings: PPOSettings, progressed: Progressed, world: World
+    actors: Actors,
+    answers: Answers,
+    rewards: Sequence[float],
+    settings: PPOSettings,
+    kl_coefficient: float,
+    world: World,
 ) -> tuple[Rollout, dict[str, float]]:
     """The rollout of `answers` with advantages, and its numbers for the log.
 
-    Each rank reads its share of the rows; all get the whole, and advantages are whitened over it.
+    Each rank reads its share of the rows; all get the whole, and advantages are whitened over it. An answer without a
+    reward (NaN), or without a token, teaches nothing: it is outside the mask.
     log π_old is recomputed by the training forward pass rather than taken from generation: then the ratio of the first
     micro-batch is 1 to the last bit.
     """
     device = world.device
     rollout = lay_out(answers, device)
     B = len(rollout)
-    own_scores = torch.tensor(reward_scores(actors.rewards, share_of(answers, world)), dtype=torch.float64)
-    scores = joined([own_scores], B, world).tolist()
-    if progressed.scale is None:
-        progressed.scale = Scale.of(scores)
-    rewards = combine(scores, answers, progressed.scale, settings)
+    valid_B = torch.tensor([math.isfinite(r) and bool(t) for r, t in zip(rewards, answers.tokens, strict=True)])
+    rewards_B = torch.tensor(rewards).nan_to_num().to(device)
+    rollout = replace(rollout, mask_BA=rollout.mask_BA & valid_B.to(device)[:, None])
     own_rows = torch.arange(world.rank, B, world.size, device=device)
     parts = list(micro_batches(rollout, own_rows, micro_batch_of(settings)))
     pairs = zip(*(answer_logps(actors.policy, part) for part in parts), strict=True)
@@ -80,30 +74,46 @@ def collect(
     values_BA = joined([answer_values(actors.values, part) for part in parts], B, world)
     mask_BA = rollout.mask_BA
     rewards_BA = maths.kl_penalised_rewards(
-        torch.tensor(rewards, device=device), logps_BA, reference_BA, mask_BA, progressed.kl_coefficient
+        rewards_B, logps_BA, reference_BA, mask_BA, kl_coefficient, settings.kl_estimator
     )
     advantages_BA, returns_BA = maths.gae(rewards_BA, values_BA, mask_BA, settings.gamma, settings.gae_lambda)
-    kl = (logps_BA - reference_BA).sum(1).mean().item()
+    if settings.whiten_advantages and mask_BA.any():
+        advantages_BA = maths.whiten(advantages_BA, mask_BA)
+    num_tokens = mask_BA.sum().clamp_min(1)
+    known = [reward for reward, valid in zip(rewards, valid_B.tolist(), strict=True) if valid]
+    kl_B = (logps_BA - reference_BA).sum(1)[valid_B.to(device)]
     numbers = {
-        "reward": sum(rewards) / len(rewards),
-        "score": sum(scores) / len(scores),
-        "kl": kl,
-        "kl_coefficient": progressed.kl_coefficient,
-        "entropy": (entropy_BA.sum() / mask_BA.sum()).item(),
-        "length": mask_BA.sum(1).float().mean().item(),
+        "reward": sum(known) / max(1, len(known)),
+        "kl": kl_B.mean().item() if known else 0.0,
+        "kl_coefficient": kl_coefficient,
+        "entropy": (entropy_BA.sum() / num_tokens).item(),
+        "length": mask_BA.sum().item() / max(1, len(known)),
         "end_rate": sum(answers.finished) / len(answers.finished),
-        "value_mean": (values_BA.sum() / mask_BA.sum()).item(),
+        "value_mean": (values_BA.sum() / num_tokens).item(),
     }
-    whitened_BA = maths.whiten(advantages_BA, mask_BA)
-    filled = replace(rollout, logps_BA=logps_BA, values_BA=values_BA, advantages_BA=whitened_BA, returns_BA=returns_BA)
+    filled = replace(
+        rollout,
+        logps_BA=logps_BA,
+        reference_BA=reference_BA,
+        values_BA=values_BA,
+        advantages_BA=advantages_BA,
+        returns_BA=returns_BA,
+    )
     return filled, numbers
 
 
-def policy_objective(clip: float) -> Callable[[Any, Any], Terms]:
+def policy_objective(settings: PPOSettings) -> Callable[[Any, Any], Terms]:
+    """Σ over tokens of the clipped loss, + `kl_loss_coefficient` × k3, − `entropy_coefficient` × entropy."""
+    clip, learns_entropy = settings.clip, settings.entropy_coefficient > 0
+
     def objective(model: Transformer, rollout: Rollout) -> Terms:
-        logps_BA, _ = answer_logps(model, rollout)
+        logps_BA, entropy_BA = answer_logps(model, rollout, learns_entropy=learns_entropy)
         mask_BA = rollout.mask_BA
         loss = maths.policy_loss(logps_BA, rollout.logps_BA, rollout.advantages_BA, mask_BA, clip)
+        if settings.kl_loss_coefficient:
+            loss = loss + settings.kl_loss_coefficient * (maths.k3(logps_BA, rollout.reference_BA) * mask_BA).sum()
+        if learns_entropy:
+            loss = loss - settings.entropy_coefficient * entropy_BA.sum()
         with torch.no_grad():
             ratio_BA = (logps_BA - rollout.logps_BA).exp()
             clipped = (((ratio_BA - 1).abs() > clip) & mask_BA).float().sum()
@@ -114,7 +124,7 @@ def policy_objective(clip: float) -> Callable[[Any, Any], Terms]:
     return objective
 
 
-def value_objective(clip: float, coefficient: float) -> Callable[[Any, Any], Terms]:
+def value_objective(clip: float | None, coefficient: float) -> Callable[[Any, Any], Terms]:
     def objective(model: RewardModel, rollout: Rollout) -> Terms:
         values_BA = answer_values(model, rollout)
         loss = maths.value_loss(values_BA, rollout.values_BA, rollout.returns_BA, rollout.mask_BA, clip)
@@ -124,92 +134,89 @@ def value_objective(clip: float, coefficient: float) -> Callable[[Any, Any], Ter
 
 
 class PPO:
-    """The algorithm as `align` runs it: four models, two optimizers, and what changes from rollout to rollout."""
+    """The algorithm as `align` runs it: the models, two of which learn, and what changes from rollout to rollout."""
 
     def __init__(
         self,
         actors: Actors,
         tokenizer: ChatTokenizer,
-        prompts: Sequence[Sequence[Message]],
+        prompts: Sequence[Question],
+        rewards: RewardTerms,
         settings: PPOSettings,
         *,
         world: World,
         seed: int,
     ) -> None:
         self.actors, self.policy = actors, actors.policy
-        self.tokenizer, self.prompts, self.settings = tokenizer, prompts, settings
+        self.tokenizer, self.prompts, self.rewards, self.settings = tokenizer, prompts, rewards, settings
         self.world, self.seed = world, seed
         check_divisible("ppo.batch_prompts", settings.batch_prompts, settings.minibatches, world)
-        self.policy_optimizer = Optimizer(actors.policy, settings)
-        self.value_optimizer = Optimizer(actors.values, settings, settings.value_learning_rate)
-        self.progressed = Progressed(kl_coefficient=settings.kl_coefficient)
-        self.totals: dict[str, float] = {"answer_tokens": 0.0, "skipped_steps": 0.0}
+        self.policy_learner = Learner("policy", actors.policy, settings, world)
+        self.value_learner = Learner("values", actors.values, settings, world, settings.value_learning_rate)
+        self.kl_coefficient = settings.kl_coefficient
+        self.totals: dict[str, float] = {"answer_tokens": 0.0, "skipped_steps": 0.0, "failed_rewards": 0.0}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        parts = {
-            "policy/": self.policy.state_dict(),
-            "values/": self.actors.values.state_dict(),
-            "policy_optimizer/": self.policy_optimizer.state_tensors(),
-            "value_optimizer/": self.value_optimizer.state_tensors(),
-        }
-        tensors = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
-        scale = self.progressed.scale
-        assert scale is not None, "a checkpoint comes after a rollout"
-        return tensors, {
-            "kl_coefficient": self.progressed.kl_coefficient,
-            "scale": [scale.mean, scale.deviation],
+        learners = (self.policy_learner, self.value_learner)
+        return self.policy_learner.tensors() | self.value_learner.tensors(), {
+            "kl_coefficient": self.kl_coefficient,
+            "rewards": self.rewards.state(),
+            "learners": {name: numbers for learner in learners for name, numbers in learner.numbers().items()},
         }
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        load_weights(self.policy, select(tensors, "policy/"))
-        load_weights(self.actors.values, select(tensors, "values/"))
-        self.policy_optimizer.load_state_tensors(select(tensors, "policy_optimizer/"))
-        self.value_optimizer.load_state_tensors(select(tensors, "value_optimizer/"))
-        self.progressed = Progressed(numbers["kl_coefficient"], Scale(*numbers["scale"]))
+        for learner in (self.policy_learner, self.value_learner):
+            learner.load(tensors, numbers["learners"])
+        self.kl_coefficient = numbers["kl_coefficient"]
+        self.rewards.load_state(numbers["rewards"])
 
-    def rollout(self, step: int) -> dict[str, float]:
-        settings, progressed = self.settings, self.progressed
+    def _answers(self, step: int) -> tuple[Answers, list[float], dict[str, float]]:
+        """Answers to the rollout's prompts, their rewards, and numbers about these for the log."""
+        settings = self.settings
         position = step * settings.batch_prompts
         chosen = stream_of_prompts(len(self.prompts), position, settings.batch_prompts, self.seed)
+        questions = [self.prompts[i] for i in chosen]
         answers = sampled_answers(
             whole(self.policy),
             self.tokenizer,
-            [self.prompts[i] for i in chosen],
+            [question.messages for question in questions],
             self.world,
             max_new_tokens=settings.max_new_tokens,
             sampling=Sampling(temperature=settings.temperature) if settings.temperature != 1 else SAMPLED,
             seed=self.seed * 1_000_003 + step,
+            # All at once: rows that end leave the batch, so that a smaller one saves no work and takes more steps.
             batch_size=settings.batch_prompts,
         )
-        rollout, numbers = collect(self.actors, answers, settings, progressed, self.world)
+        found, numbers = self.rewards(questions, answers, self.world)
+        self.totals["failed_rewards"] += sum(map(math.isnan, found))
+        return answers, penalised(found, answers, settings), numbers
+
+    def rollout(self, step: int) -> dict[str, float]:
+        settings = self.settings
+        answers, rewards, numbers = self._answers(step)
+        rollout, more = collect(self.actors, answers, rewards, settings, self.kl_coefficient, self.world)
+        numbers |= more
         rate = rate_factor(step, settings.steps, settings)
         learns_policy = step >= settings.value_warmup_steps
-        policy_terms = policy_objective(settings.clip)
+        policy_terms = policy_objective(settings)
         value_terms = value_objective(settings.value_clip, settings.value_coefficient)
+        skipped_before = self.totals["skipped_steps"]
         for epoch in range(settings.epochs):
             shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
             order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
             for rows in order.chunk(settings.minibatches):
                 own = rows[self.world.rank :: self.world.size]
-                update = partial(
-                    optimizer_step,
-                    micro_batches=list(micro_batches(rollout, own, micro_batch_of(settings))),
-                    rate=rate,
-                    gradient_clip=settings.gradient_clip,
-                    world=self.world,
-                )
-                valued = update(self.actors.values, self.value_optimizer, objective=value_terms)
+                parts = list(micro_batches(rollout, own, micro_batch_of(settings)))
+                valued = self.value_learner.learn(parts, value_terms, rate=rate, step=step, totals=self.totals)
                 # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
                 numbers |= {"value_loss": valued.loss, "loss": valued.loss}
-                self.totals["skipped_steps"] += valued.skipped is not None
                 if learns_policy:
-                    moved = update(self.policy, self.policy_optimizer, objective=policy_terms)
+                    moved = self.policy_learner.learn(parts, policy_terms, rate=rate, step=step, totals=self.totals)
                     numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
                     numbers["loss"] += moved.loss
-                    self.totals["skipped_steps"] += moved.skipped is not None
         if settings.kl_target is not None and learns_policy:
-            progressed.kl_coefficient = maths.adapt_kl_coefficient(
-                progressed.kl_coefficient, numbers["kl"], settings.kl_target
-            )
+            self.kl_coefficient = maths.adapt_kl_coefficient(self.kl_coefficient, numbers["kl"], settings.kl_target)
         self.totals["answer_tokens"] += int(rollout.mask_BA.sum())
+        if self.totals["skipped_steps"] > skipped_before:
+            numbers["skipped_steps"] = self.totals["skipped_steps"]
         return numbers | {"tokens": self.totals["answer_tokens"], "lr": rate * settings.learning_rate}

@@ -10,7 +10,7 @@ from mengya.corpus.playground.judges import repetition
 from mengya.evaluate.answers import Answers
 from mengya.evaluate.pairs import score_texts
 from mengya.model.heads import RewardModel
-from mengya.settings import PPOSettings, RolloutSettings
+from mengya.settings import RolloutSettings
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,13 @@ def reward_scores(model: RewardModel, answers: Answers) -> list[float]:
     return score_texts(model, sequences)
 
 
-def combine(scores: Sequence[float], answers: Answers, scale: Scale, settings: PPOSettings) -> list[float]:
-    """Rewards in units of `scale.deviation`: whitened, clipped, less the penalties.
+def penalised(rewards: Sequence[float], answers: Answers, settings: RolloutSettings) -> list[float]:
+    """The rewards less what rules take: for an answer that never ends, and for repetition.
 
     The end penalty (Huang et al. 2024, detail 4: without it answers run into the length limit) and the repetition
-    penalty, which looks at characters because Chinese has no spaces to split at, come after the clip, so that no
-    reward-model score can pay for them.
+    penalty, which looks at characters because Chinese has no spaces to split at, come after the clip of the reward
+    model's score, so that no score can pay for them. An answer without a reward (NaN) stays without one.
     """
-    rewards = []
-    for score in scores:
-        whitened = (score - scale.mean) / scale.deviation
-        rewards.append(min(max(whitened, -settings.reward_clip), settings.reward_clip))
-    return penalised(rewards, answers, settings)
-
-
-def penalised(rewards: Sequence[float], answers: Answers, settings: RolloutSettings) -> list[float]:
-    """The rewards less what rules take: for an answer that never ends, and for repetition."""
     found = []
     for reward, text, finished in zip(rewards, answers.texts, answers.finished, strict=True):
         reward -= 0.0 if finished else settings.missing_end_penalty

@@ -23,7 +23,7 @@ class Rollout:
     """Tensors of one batch of answers; slices of it are micro-batches.
 
     `mask_BA` is True on answer tokens, the end token included. What an algorithm does not use stays 0: GRPO has no
-    values and returns, PPO has the reference in its rewards.
+    values and returns.
     """
 
     ids_BT: Tensor
@@ -68,12 +68,15 @@ def answer_positions(rollout: Rollout) -> tuple[Tensor, Tensor]:
     return rows_N, rollout.prompt_lengths_B[rows_N] + columns_N - 1
 
 
-def answer_logps(model: Transformer, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """log π of the answer's tokens and the entropy of each prediction, both (B, A) in nats, 0 outside the mask."""
+def answer_logps(model: Transformer, rollout: Rollout, *, learns_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """log π of the answer's tokens and the entropy of each prediction, both (B, A) in nats, 0 outside the mask.
+
+    The entropy carries a gradient only where it `learns_entropy`: it keeps two tensors of the logits' size.
+    """
     x_BTC = model.hidden(rollout.ids_BT)
     logits_NV = model.logits(x_BTC[answer_positions(rollout)])
     logps_N = token_logps(logits_NV, rollout.answer_BA[rollout.mask_BA])
-    with torch.no_grad():
+    with torch.set_grad_enabled(learns_entropy and torch.is_grad_enabled()):
         log_p_NV = logits_NV.float().log_softmax(-1)
         entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
     zeros_BA = torch.zeros_like(rollout.logps_BA)

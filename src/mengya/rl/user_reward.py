@@ -15,6 +15,8 @@ from mengya.corpus.records import Question
 from mengya.errors import UserError
 
 _START_SECONDS = 120.0
+_MOST_LOST_IN_A_ROW = 5
+"""Calls in a row that hung or ended the process, after which no more are made: a rollout has hundreds of answers."""
 
 
 def function_file(spec: str) -> Path:
@@ -61,6 +63,7 @@ class UserReward:
         self.spec, self.timeout = spec, timeout_seconds
         self.file, self.name = str(function_file(spec)), spec.rpartition(":")[2]
         self.failures, self.last_failure = 0, ""
+        self._lost_in_a_row = 0
         self._process: Any = None
         self._start()
 
@@ -87,7 +90,7 @@ class UserReward:
         return float(value) if kind == "ok" else str(value)
 
     def __call__(self, questions: Sequence[Question], texts: Sequence[str]) -> list[float]:
-        """The reward of each answer, NaN where the call failed."""
+        """The reward of each answer, NaN where the call failed; UserError when it does nothing but hang or die."""
         return [self._call(question, text) for question, text in zip(questions, texts, strict=True)]
 
     def _call(self, question: Question, text: str) -> float:
@@ -99,10 +102,19 @@ class UserReward:
         except (BrokenPipeError, ConnectionError):
             found = "its process ended"
         if isinstance(found, float):
+            self._lost_in_a_row = 0
             return found
         self.failures, self.last_failure = self.failures + 1, found
-        if found.startswith("no answer") or found == "its process ended":
+        lost = found.startswith("no answer") or found == "its process ended"
+        self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
+        if lost:
             self.close()
+            if self._lost_in_a_row == _MOST_LOST_IN_A_ROW:
+                raise UserError(
+                    f"the reward function failed {_MOST_LOST_IN_A_ROW} times in a row: {found}",
+                    where=self.spec,
+                    mend="mend it, or raise its timeout_seconds; the run goes on from its last checkpoint",
+                )
             self._start()
         return math.nan
 

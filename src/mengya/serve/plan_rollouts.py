@@ -12,7 +12,8 @@ import torch
 from mengya.evaluate.answers import Answers
 from mengya.model.heads import RewardModel
 from mengya.rl.grpo import grpo_objective
-from mengya.rl.ppo import Actors, Progressed, collect, policy_objective, value_objective
+from mengya.rl.ppo import Actors, collect, policy_objective, value_objective
+from mengya.rl.rewards import reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
 from mengya.serve.plan_batches import answers_of_lengths, chosen_answers
 from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
@@ -45,14 +46,15 @@ class RolloutParts(Parts):
         plan.parts["data"] = plan.cpu_seconds = (time.perf_counter() - began) * growth
         model, world = self.probe.model, self.probe.world
         values, rewards = RewardModel.from_language_model(model), RewardModel.from_language_model(model)
-        actors = Actors(model, values, model, rewards)
-        progressed = Progressed(kl_coefficient=settings.kl_coefficient)
-        few = self._few(answers)
-        rollout, _ = collect(actors, few, settings, progressed, world)
-        self._collecting(
-            plan, settings, few, settings.batch_prompts, lambda: collect(actors, few, settings, progressed, world), 4
-        )
-        policy, per_update = self._update(settings, rollout, settings.batch_prompts, policy_objective(settings.clip))
+        actors, few = Actors(model, values, model), self._few(answers)
+
+        def collecting() -> Rollout:
+            scores = reward_scores(rewards, few)
+            return collect(actors, few, scores, settings, settings.kl_coefficient, world)[0]
+
+        rollout = collecting()
+        self._collecting(plan, settings, few, settings.batch_prompts, collecting, 4)
+        policy, per_update = self._update(settings, rollout, settings.batch_prompts, policy_objective(settings))
         value, _ = self._update(
             settings, rollout, settings.batch_prompts, value_objective(settings.value_clip, 1.0), values
         )

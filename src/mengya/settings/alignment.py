@@ -33,6 +33,19 @@ class DPOSettings(PairTrainSettings):
     guard: GuardSettings = GuardSettings()
 
 
+class RewardTerm(Settings):
+    """One part of the reward of an answer; parts are added up with their weights."""
+
+    kind: Literal["truth", "model", "function"]
+    """truth: 1 for a right answer, 0 for another (prompts whose answer can be verified); model: the reward model, in standard
+    deviations; function: the user's own."""
+    weight: float = 1.0
+    function: str | None = None
+    """FILE.py:NAME of a function (prompt, answer, meta) → number: prompt a list of {"role", "content"}, answer a text."""
+    timeout_seconds: PositiveFloat = 10.0
+    """For one call of the function; a call that takes longer is ended, and counts as failed."""
+
+
 class RolloutSettings(TrainSettings):
     """Stages that train on the model's own, sampled answers."""
 
@@ -52,12 +65,19 @@ class RolloutSettings(TrainSettings):
     """Prompt and answer together."""
     max_new_tokens: Positive = 48
     temperature: PositiveFloat = 1.0
+    rewards: Annotated[list[RewardTerm], Field(min_length=1)]
+    kinds: list[str] = []
+    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …); all when empty."""
+    num_exercises: Positive = 2000
     kl_coefficient: NotNegative = 0.05
     clip: PositiveFloat = 0.2
     missing_end_penalty: float = 1.0
     """Subtracted from the reward of an answer that never ends."""
     repetition_penalty: NotNegative = 1.0
     """Subtracted in full from an answer that is nothing but repetition, seen character by character."""
+    spike_sigmas: PositiveFloat | None = 7.0
+    """Standard deviations above its running mean at which log loss or log gradient norm makes a step a spike, which is
+    skipped (`train.stability`). null: only what is not finite is skipped."""
     checkpoint_every: Positive = 10
     evaluate_every: Positive = 10
     """Rollouts between two looks of the guard at held-out prompts."""
@@ -65,34 +85,36 @@ class RolloutSettings(TrainSettings):
 
 
 class PPOSettings(RolloutSettings):
-    """Rewards are in units of the standard deviation of the reward model on the SFT model's answers."""
+    """Rewards of the reward model are in units of its standard deviation on the SFT model's answers."""
 
+    rewards: Annotated[list[RewardTerm], Field(min_length=1)] = [RewardTerm(kind="model")]
+    """Prompts are those of the preference pairs; with a term truth, exercises of the embedded corpus, as in grpo."""
     value_learning_rate: PositiveFloat = 1e-4
     kl_coefficient: NotNegative = 0.05
-    """Start value of the per-token penalty on log π/π_sft."""
+    """Start value of the per-token penalty on KL(π ‖ π_sft) in the reward."""
     kl_target: PositiveFloat | None = 2.0
     """Nats an answer; the coefficient adapts towards it (Ziegler et al. 2019, §2.2). Absent: fixed coefficient."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the penalty (Schulman 2020): k1 = log π/π_sft is unbiased, so that the sum over an answer is too."""
+    kl_loss_coefficient: NotNegative = 0.0
+    """Weight of the k3 estimate of KL in the policy's loss, beside the penalty in the reward or in its place."""
+    entropy_coefficient: NotNegative = 0.0
+    """Weight of the entropy of each prediction, which the policy's loss is lowered by (Schulman et al. 2017, eq. 9)."""
     gamma: Fraction = 1.0
     gae_lambda: Fraction = 0.95
-    value_clip: PositiveFloat = 0.2
+    whiten_advantages: bool = True
+    """Whether advantages get zero mean and unit variance over the rollout, all ranks together."""
+    values_from: Literal["reward", "policy"] = "reward"
+    """What the value model starts as: the reward model, or the SFT model with a head that says 0."""
+    value_clip: PositiveFloat | None = 0.2
+    """How far a value may move in one rollout's updates before its loss no longer falls; null: without bound."""
     value_coefficient: PositiveFloat = 0.5
     value_warmup_steps: int = 3
     """Rollouts in which only the value model learns."""
-    reward_clip: PositiveFloat = 4.0
-    """Whitened rewards are clipped to ± this."""
-
-
-class RewardTerm(Settings):
-    """One part of the reward of an answer; parts are added up with their weights."""
-
-    kind: Literal["truth", "model", "function"]
-    """truth: 1 for a right answer, 0 for another (prompts whose answer can be verified); model: the reward model, in standard
-    deviations; function: the user's own."""
-    weight: float = 1.0
-    function: str | None = None
-    """FILE.py:NAME of a function (prompt, answer, meta) → number: prompt a list of {"role", "content"}, answer a text."""
-    timeout_seconds: PositiveFloat = 10.0
-    """For one call of the function; a call that takes longer is ended, and counts as failed."""
+    normalise_rewards: bool = True
+    """Whether the reward model's scores are whitened by their mean and deviation over the first rollout."""
+    reward_clip: PositiveFloat | None = 4.0
+    """The reward model's (whitened) scores are clipped to ± this; null: not."""
 
 
 class GRPOSettings(RolloutSettings):
@@ -103,11 +125,8 @@ class GRPOSettings(RolloutSettings):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Answers a prompt."""
     epochs: Positive = 1
-    kinds: list[str] = []
-    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …); all when empty. On other
-    data the prompts are those of the preference pairs."""
-    num_exercises: Positive = 2000
     rewards: Annotated[list[RewardTerm], Field(min_length=1)] = [RewardTerm(kind="truth")]
+    """Prompts are exercises of the embedded corpus; on other data those of the preference pairs."""
     kl_coefficient: NotNegative = 0.02
     """Weight of the k3 estimate of KL to the SFT model in the loss (Shao et al. 2024, eq. 3 and 4)."""
     divide_by_deviation: bool = True

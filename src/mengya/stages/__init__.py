@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mengya.corpus import catalogue
 from mengya.run import Context, Outcome, Stage
-from mengya.settings import Recipe, Source, StageName
+from mengya.settings import Recipe, RewardTerm, Source, StageName
 
 
 def _execute(context: Context) -> Outcome:
@@ -55,10 +55,18 @@ def _corpus_files(recipe: Recipe) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _reward_files(recipe: Recipe) -> list[Path]:
+def _reward_files(rewards: list[RewardTerm]) -> list[Path]:
     """The files of the user's own reward functions."""
-    named = [term.function.rpartition(":")[0] for term in recipe.grpo.rewards if term.function]
+    named = [term.function.rpartition(":")[0] for term in rewards if term.function]
     return [Path(file) for file in named if Path(file).is_file()]
+
+
+def _ppo_files(recipe: Recipe) -> list[Path]:
+    return _reward_files(recipe.ppo.rewards)
+
+
+def _grpo_files(recipe: Recipe) -> list[Path]:
+    return _reward_files(recipe.grpo.rewards)
 
 
 TOKEN_FILES = "token_files"
@@ -75,7 +83,9 @@ def _stage(
     makes: tuple[str, ...],
     uses: tuple[str, ...] = (),
 ) -> Stage:
-    files = {"corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files, "grpo": _reward_files}
+    files = {
+        "corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files, "ppo": _ppo_files, "grpo": _grpo_files
+    }  # fmt: skip
     return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses)
 
 
@@ -117,7 +127,7 @@ STAGES: dict[StageName, Stage] = {
         ),
         _stage(
             "ppo",
-            (*_HARDWARE, "ppo", "evaluate"),
+            (*_HARDWARE, "identity", "playground", "ppo", "evaluate"),
             ("sft/model", "sft/evaluation.json", "reward/model", "corpus/preferences", *_CHAT_NEEDS),
             ("ppo/model", "ppo/evaluation.json"),
         ),

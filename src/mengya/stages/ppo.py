@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import torch
 
-from mengya.model.checkpoint import load_model
+from mengya.corpus.records import Question
+from mengya.model.heads import RewardModel
 from mengya.rl.align import align
 from mengya.rl.ppo import PPO, Actors, policy_objective
+from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Outcome
-from mengya.stages.aligned import aligned_outcome, distinct_prompts, guard_look, with_room
+from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
-from mengya.stages.preferences import preference_pairs
-from mengya.train.sharding import parallelize, whole
+from mengya.stages.rollouts import reward_model, rollout_outcome, rollout_prompts
+from mengya.train.sharding import parallelize
+
+
+def ppo_prompts(context: Context) -> list[Question]:
+    """The prompts of the preference pairs; exercises where a term of the reward asks for their truth."""
+    settings = context.recipe.ppo
+    return rollout_prompts(context, settings, exercises=any(term.kind == "truth" for term in settings.rewards))
 
 
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.ppo
     world, tokenizer = world_of(context), tokenizer_of(context)
+    check_measured_alike(context)
     torch.manual_seed(recipe.seed)
-    rewards = load_model(
-        context.path("reward/model"), head="score", device=world.device, compute_dtype=world.dtype
-    ).requires_grad_(False)
-    values = load_model(context.path("reward/model"), head="score", device=world.device, compute_dtype=world.dtype)
+    prompts = ppo_prompts(context)
+    model = reward_model(context, world).requires_grad_(False)
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = load_language_model(context, "sft/model", world)
+    fresh = settings.values_from == "policy"
+    values = RewardModel.from_language_model(policy) if fresh else reward_model(context, world)
     # The two that learn are divided; the two that only answer stay whole on every rank.
     policy, values = parallelize(policy, world, recipe.parallel), parallelize(values, world, recipe.parallel)
-    settings = fitted(settings, policy, policy_objective(settings.clip), world, recipe.parallel)
-    prompts = distinct_prompts(preference_pairs(context, "train"))
-    fitting = with_room(prompts, prompts, tokenizer, settings, "ppo")
-    actors = Actors(policy, values, reference, rewards)
-    totals = align(
-        PPO(actors, tokenizer, fitting, settings, world=world, seed=recipe.seed),
-        settings,
-        look=guard_look(context, reference, tokenizer, settings, rewards),
-        directory=context.directory,
-        world=world,
-    )
-    policy = whole(policy)
-    if not world.is_main:
-        return Outcome()
-    outcome = aligned_outcome(context, policy, tokenizer, world)
-    outcome.counts = {
-        **totals,
-        "micro_batch_rows": settings.micro_batch_rows,
-        "prompts": len(fitting),
-        "prompts_too_long": len(prompts) - len(fitting),
-    }
-    return outcome
+    settings = fitted(settings, policy, policy_objective(settings), world, recipe.parallel)
+    fitting = with_room(prompts, [question.messages for question in prompts], tokenizer, settings, "ppo")
+    rewards = RewardTerms.of(settings, model, world, "ppo")
+    try:
+        totals = align(
+            PPO(
+                Actors(policy, values, reference),
+                tokenizer,
+                fitting,
+                rewards,
+                settings,
+                world=world,
+                seed=recipe.seed,
+            ),
+            settings,
+            look=guard_look(context, reference, tokenizer, settings, model),
+            directory=context.directory,
+            world=world,
+        )
+    finally:
+        rewards.close()
+    return rollout_outcome(context, policy, tokenizer, world, totals, settings, prompts, fitting)

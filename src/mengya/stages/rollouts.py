@@ -1,0 +1,80 @@
+"""What PPO and GRPO share: the prompts they answer, the reward model, and what is counted at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any
+
+from mengya.corpus import playground
+from mengya.corpus.playground.questions import EXERCISES
+from mengya.corpus.records import Question
+from mengya.errors import UserError
+from mengya.evaluate.answers import has_truth
+from mengya.model.checkpoint import load_model
+from mengya.model.heads import RewardModel
+from mengya.model.transformer import Transformer
+from mengya.run import Context, Outcome
+from mengya.settings import RolloutSettings, micro_batch_of
+from mengya.stages.aligned import aligned_outcome, distinct_prompts
+from mengya.stages.corpus import world_of_recipe
+from mengya.stages.preferences import preference_pairs
+from mengya.tokenizer.encode import ChatTokenizer
+from mengya.train.parallel import World
+from mengya.train.sharding import whole
+
+
+def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: bool) -> list[Question]:
+    """Exercises of the embedded corpus where they are wanted and it is part of the run; else the prompts of the preference
+    pairs. UserError for a kind that is not known, and where truth is all that is rewarded and no prompt has any."""
+    recipe, stage = context.recipe, context.stage.name
+    unknown = [kind for kind in settings.kinds if kind not in EXERCISES]
+    if unknown:
+        raise UserError(
+            f"no exercises of kind {unknown[0]!r}", where=f"{stage}.kinds", mend=f"known kinds: {', '.join(EXERCISES)}"
+        )
+    if exercises and any(source.playground for source in recipe.corpus.conversations):
+        prompts = playground.generate_exercises(world_of_recipe(recipe), settings.num_exercises, settings.kinds)
+    else:
+        pairs = preference_pairs(context, "train")
+        prompts = [Question(prompt, "open") for prompt in distinct_prompts(pairs)]
+    if {term.kind for term in settings.rewards} == {"truth"} and not any(map(has_truth, prompts)):
+        raise UserError(
+            "no prompt has an answer that can be verified",
+            where=f"{stage}.rewards",
+            mend="add `{kind: model}`, or a function of your own",
+        )
+    return prompts
+
+
+def reward_model(context: Context, world: World) -> RewardModel:
+    """The run's reward model, whole on every rank; UserError where it has none."""
+    path = context.path("reward/model")
+    if not path.exists():
+        raise UserError(
+            "the reward model is not there", where=f"{context.stage.name}.rewards", mend="run the stage reward first"
+        )
+    return load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
+
+
+def rollout_outcome(
+    context: Context,
+    policy: Transformer,
+    tokenizer: ChatTokenizer,
+    world: World,
+    totals: dict[str, Any],
+    settings: RolloutSettings,
+    prompts: Sized,
+    fitting: Sized,
+) -> Outcome:
+    """The measurement of the policy that `align` left, with its counts; all ranks come here, rank 0 measures."""
+    policy = whole(policy)
+    if not world.is_main:
+        return Outcome()
+    outcome = aligned_outcome(context, policy, tokenizer, world)
+    outcome.counts = {
+        **totals,
+        "micro_batch_rows": micro_batch_of(settings),
+        "prompts": len(fitting),
+        "prompts_too_long": len(prompts) - len(fitting),
+    }
+    return outcome
