@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).parent.parent
 TINY = REPOSITORY / "tests" / "e2e" / "tiny.yaml"
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "sft", "reward", "dpo", "ppo", "evaluate")
 MODEL_STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")
+GRPO = ("--set", f"grpo.rewards=[{{kind: function, function: '{TINY.parent / 'reward.py'}:score'}}]")
+"""The reward of the user's own by which the tests have GRPO done: `mengya grpo TINY --out RUN *GRPO`."""
 _LONGEST = 300.0
 """Seconds; a hang is a failure, not a night."""
 
