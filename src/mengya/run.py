@@ -140,7 +140,7 @@ class Run:
         artifacts = [*stage.needs, *(name for name in stage.uses if (self.directory / name).exists())]
         inputs = {name: sha256(self.directory / name) for name in artifacts if (self.directory / name).exists()}
         inputs |= {str(file): sha256(file) for file in stage.files(recipe)}
-        settings = {name: _what(name, dumped[name]) for name in stage.settings}
+        settings = {name: what_decides(name, dumped[name]) for name in stage.settings}
         return {"settings": settings, "inputs": inputs}
 
     def why_stale(self, recipe: Recipe, stage: Stage) -> str | None:
@@ -253,7 +253,7 @@ class Run:
         return True
 
 
-def _what(section: str, values: Any) -> Any:
+def what_decides(section: str, values: Any) -> Any:
     """A section's settings without those that cannot change a result."""
     how = HOW_NOT_WHAT.get(section)
     return {key: value for key, value in values.items() if key not in how} if how else values

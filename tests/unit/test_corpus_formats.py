@@ -460,9 +460,13 @@ def test_columns_rename_fields() -> None:
         convert("alpaca", {"问题": "问一"}, {"instruction": "题"})
 
 
-def test_a_ranking_gives_its_neighbours_and_ties_give_none() -> None:
+def test_a_ranking_gives_all_its_pairs_that_weigh_one_together_and_ties_give_none() -> None:
     row = {"instruction": "问", "input": "", "output": ["甲", "乙", "丙"]}
-    assert [(pair.chosen, pair.rejected) for pair in convert("ranked", row)] == [("甲", "乙"), ("乙", "丙")]
+    pairs = convert("ranked", row)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("甲", "乙"), ("甲", "丙"), ("乙", "丙")]
+    assert [pair.weight for pair in pairs] == [1 / 3] * 3
+    (only,) = convert("ranked", row | {"output": ["甲", "乙"]})
+    assert only.weight == 1.0
     tied = {
         "user_input": "问",
         "responses_and_scores": [{"response": "甲", "score": 1}, {"response": "乙", "score": 1}],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise, takewhile
+from dataclasses import replace
+from itertools import combinations, takewhile
 from typing import Any
 
 from mengya.corpus.conversation_layouts import instruction_and_input
@@ -118,14 +119,15 @@ def cvalues(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
 def _ranked_pairs(
     ranked: Sequence[Any], pair: Callable[[Any, Any], PreferencePair], repairs: Counter[str]
 ) -> list[PreferencePair]:
-    """Neighbours of a ranking, best first: n answers give n - 1 pairs, and no answer is in more than two of them.
+    """All pairs of a ranking, best first: K answers give K (K − 1) / 2, each of one over that weight.
 
-    A pair that is empty or equal is left out ("ranked_pair_left_out") without losing the others. Where none is left,
-    the FormatError is that of the first pair, or "no two answers to compare" for equal ones or a single one.
+    So a list counts as much as a single pair does (Ouyang et al. 2022, eq. 1). A pair that is empty or equal is left out
+    ("ranked_pair_left_out") without losing the others. Where none is left, the FormatError is that of the first pair, or
+    "no two answers to compare" for equal ones or a single one.
     """
     records: list[PreferencePair] = []
     errors: list[FormatError] = []
-    for better, worse in pairwise(ranked):
+    for better, worse in combinations(ranked, 2):
         try:
             records.append(pair(better, worse))
         except FormatError as error:
@@ -136,7 +138,7 @@ def _ranked_pairs(
         )
     if errors:
         repairs["ranked_pair_left_out"] += len(errors)
-    return records
+    return [replace(record, weight=1.0 / len(records)) for record in records]
 
 
 def ranked(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
@@ -165,7 +167,7 @@ def comparison(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
 def scored_dialogues(row: Row, repairs: Counter[str]) -> list[PreferencePair]:
     """{"candidates": [{"mean" | "score", "conversation": [{"role", "content"}]}, …]}: DISC-MedLLM's judged dialogues.
 
-    Neighbours by score, of equal ones the first, compared at the answer with which they part. The score is of the whole
+    All pairs by score, of equal ones the first, compared at the answer with which they part. The score is of the whole
     dialogue, so it says less of that one answer than a score of its own would.
     """
     scored: dict[float, list[Turn]] = {}

@@ -39,7 +39,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A prompt (messages ending with user) and two answers; `reason` says why `chosen` is better, where it is known."""
+    """A prompt (messages ending with user) and two answers; `reason` says why `chosen` is better, where it is known.
+
+    `weight`: 1, or 1 / the number of pairs that one ranked list gave, so that the list counts once.
+    """
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -47,6 +50,7 @@ class PreferencePair:
     source: str
     reason: str = ""
     origin: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ def to_row(record: Record) -> dict[str, Any]:
             row[name] = [{"role": message.role, "content": message.content} for message in value]
         elif isinstance(value, tuple):
             row[name] = [list(item) if isinstance(item, tuple) else item for item in value]
-        elif value != "" and value != {}:
+        elif value != "" and value != {} and (name, value) != ("weight", 1.0):
             row[name] = value
     return row
 
@@ -114,6 +118,7 @@ def preference_pair(row: dict[str, Any]) -> PreferencePair:
         row["source"],
         row.get("reason", ""),
         row.get("origin", ""),
+        row.get("weight", 1.0),
     )
 
 

@@ -26,12 +26,13 @@ _REPORTED_PAIRS = 2048
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Prompt (with the assistant's header) + answer + end token, twice; int64 ids."""
+    """Prompt (with the assistant's header) + answer + end token, twice; int64 ids. `weight` in the reward model's loss."""
 
     prompt_length: int
     chosen: np.ndarray
     rejected: np.ndarray
     origin: str = ""
+    weight: float = 1.0
 
     @property
     def length(self) -> int:
@@ -45,7 +46,7 @@ class PairBatch:
     ids_BT, positions_BT, documents_BT as in `data.packing.PackedBatch`, documents_BT being the sequence's number.
     completion_BT[t] is True where ids_BT[t] itself is a token of the answer or its end token (not shifted). For each of
     the S = 2P sequences, last_S is where its last token stands in the flattened rows, and completion_lengths_S how many
-    tokens its answer has. indices_B: which pairs.
+    tokens its answer has. indices_B: which pairs; weights_B: what each counts.
     """
 
     ids_BT: torch.Tensor
@@ -55,6 +56,7 @@ class PairBatch:
     last_S: torch.Tensor
     completion_lengths_S: torch.Tensor
     indices_B: torch.Tensor
+    weights_B: torch.Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +77,8 @@ def render_pairs(
     """Pairs whose longer side has at most `max_tokens` ids, and the counts {examples, dropped, turns_dropped}.
 
     Both sides lose the same leading turns of the prompt; `dropped` counts the pairs of which the last turn and the
-    longer answer do not fit.
+    longer answer do not fit. Weights are scaled to a mean of 1 over those that are left, so that a learning rate means
+    the same with ranked lists and without.
     """
     counts = {"examples": 0, "dropped": 0, "turns_dropped": 0}
     rendered: list[TokenPair] = []
@@ -86,10 +89,13 @@ def render_pairs(
                 origin = named(pair.source, pair.origin, counts["examples"])
                 counts["examples"] += 1
                 counts["turns_dropped"] += turns_dropped
-                rendered.append(replace(token_pair, origin=origin))
+                rendered.append(replace(token_pair, origin=origin, weight=pair.weight))
                 break
         else:
             counts["dropped"] += 1
+    mean = sum(pair.weight for pair in rendered) / max(1, len(rendered))
+    if rendered and mean != 1.0:
+        rendered = [replace(pair, weight=pair.weight / mean) for pair in rendered]
     return rendered, counts
 
 
@@ -152,8 +158,9 @@ def pair_batch(pairs: Sequence[TokenPair], indices: Sequence[int], pad_id: int) 
             completion_BT[b, begin + prompts_S[number] : end] = True
             last_S[number] = b * plan.row_length + end - 1
         positions_BT[b, end:] = counting[: plan.row_length - end]
+    weights_B = np.array([pair.weight for pair in own], dtype=np.float32)
     arrays = (ids_BT, positions_BT, documents_BT, completion_BT, last_S, lengths_S - prompts_S, np.array(indices))
-    return PairBatch(*map(torch.from_numpy, arrays))
+    return PairBatch(*map(torch.from_numpy, (*arrays, weights_B)))
 
 
 class PairLoader(EpochLoader[int, PairBatch]):

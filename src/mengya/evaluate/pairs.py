@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from mengya.corpus.records import PreferencePair
 from mengya.data.pairs import render_pairs
 from mengya.evaluate.score import Estimate, proportion
-from mengya.model.heads import RewardModel
+from mengya.model.heads import Scorer
 from mengya.tokenizer.encode import ChatTokenizer
 
 
 @torch.inference_mode()
-def score_texts(model: RewardModel, sequences: Sequence[Sequence[int]], *, tokens_a_batch: int = 16_384) -> list[float]:
+def score_texts(model: Scorer, sequences: Sequence[Sequence[int]], *, tokens_a_batch: int = 16_384) -> list[float]:
     """The reward of each token sequence, read at its last token."""
-    device = model.score.weight.device
+    device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     found = [0.0] * len(sequences)
     while order:
@@ -33,26 +34,48 @@ def score_texts(model: RewardModel, sequences: Sequence[Sequence[int]], *, token
     return found
 
 
-def pair_accuracy(
-    model: RewardModel, tokenizer: ChatTokenizer, pairs: Sequence[PreferencePair], max_tokens: int
-) -> tuple[Estimate, dict[str, Estimate]]:
-    """Share of pairs whose chosen answer is rewarded more; over all, and by reason (by source where none is known).
+@dataclass(frozen=True)
+class PairScores:
+    """The pairs that fit the model, in order, and the rewards of both sides."""
 
-    Pairs too long for the model are left out, as in training.
-    """
-    groups: list[str] = []
+    pairs: list[PreferencePair]
+    chosen: list[float]
+    rejected: list[float]
+
+    @property
+    def margins(self) -> list[float]:
+        return [chosen - rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)]
+
+    @property
+    def hits(self) -> list[bool]:
+        """Whether the chosen side is rewarded more; equal rewards are not right: such a model prefers nothing."""
+        return [margin > 0 for margin in self.margins]
+
+    def accuracy(self) -> Estimate:
+        return proportion(sum(self.hits), len(self.hits))
+
+    def by_reason(self) -> dict[str, Estimate]:
+        """Accuracy by the reason to prefer, or by source where none is known."""
+        groups: dict[str, list[bool]] = defaultdict(list)
+        for pair, hit in zip(self.pairs, self.hits, strict=True):
+            groups[pair.reason or pair.source].append(hit)
+        return {name: proportion(sum(hits), len(hits)) for name, hits in sorted(groups.items())}
+
+
+def score_pairs(
+    model: Scorer, tokenizer: ChatTokenizer, pairs: Sequence[PreferencePair], max_tokens: int
+) -> PairScores:
+    """Rewards of both sides of every pair that has at most `max_tokens` ids a side; the others are left out, as in
+    training."""
+    kept: list[PreferencePair] = []
     sequences: list[Sequence[int]] = []
     for pair in pairs:
         rendered, _ = render_pairs([pair], tokenizer, max_tokens=max_tokens)
         for token_pair in rendered:
-            groups.append(pair.reason or pair.source)
+            kept.append(pair)
             sequences += [token_pair.chosen.tolist(), token_pair.rejected.tolist()]
     scores = score_texts(model, sequences)
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for group, chosen, rejected in zip(groups, scores[::2], scores[1::2], strict=True):
-        hits[group].append(chosen > rejected)
-    total = [hit for group in hits.values() for hit in group]
-    return proportion(sum(total), len(total)), {name: proportion(sum(h), len(h)) for name, h in sorted(hits.items())}
+    return PairScores(kept, scores[::2], scores[1::2])
 
 
 def that_fit(pairs: Sequence[PreferencePair], tokenizer: ChatTokenizer, max_tokens: int) -> list[PreferencePair]:

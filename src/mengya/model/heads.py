@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,10 @@ class RewardModel(nn.Module):
         nn.init.zeros_(reward_model.score.weight)
         return reward_model
 
+    def draw_head(self) -> None:
+        """A random head in place of the zero one: scores of about unit size (Huang et al. 2024, N+ details)."""
+        nn.init.normal_(self.score.weight, std=(self.config.width + 1) ** -0.5)
+
     @property
     def compute_dtype(self) -> torch.dtype:
         return self.model.compute_dtype
@@ -50,3 +56,35 @@ class RewardModel(nn.Module):
         x_BTC = self.model(ids_BT)
         rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
         return F.linear(x_BTC[rows_B, lengths_B - 1].float(), self.score.weight.float()).squeeze(-1)
+
+
+class RewardEnsemble(nn.Module):
+    """Several reward models that score as one: mean − `conservatism` · standard deviation over the members.
+
+    Where the members disagree they were not taught, and there a policy finds what fools one of them (Coste et al. 2023,
+    "Reward Model Ensembles Help Mitigate Overoptimization"; of their three ways the one between mean and worst case, with
+    the deviation, which has the unit of the score, in the place of the variance). The Bradley–Terry loss fixes differences
+    alone, so each member's own zero point, `offsets`, is subtracted first: else members that agree on every pair would seem
+    to disagree. The deviation is that of the members themselves (divided by their number).
+    """
+
+    def __init__(self, members: Sequence[RewardModel], offsets: Sequence[float], conservatism: float) -> None:
+        super().__init__()
+        assert len(members) == len(offsets), "an offset a member"
+        self.members = nn.ModuleList(members)
+        self.offsets, self.conservatism = tuple(offsets), conservatism
+
+    def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """score_B of right-padded texts, as of `RewardModel`."""
+        pairs = zip(self.members, self.offsets, strict=True)
+        scores_MB = torch.stack([member(ids_BT, lengths_B) - offset for member, offset in pairs])
+        return conservative(scores_MB, self.conservatism)
+
+
+def conservative(scores_MB: Tensor, conservatism: float) -> Tensor:
+    """Mean − `conservatism` · standard deviation over M members, (B)."""
+    return scores_MB.mean(0) - conservatism * scores_MB.std(0, correction=0)
+
+
+Scorer = RewardModel | RewardEnsemble
+"""What gives a whole text a score."""

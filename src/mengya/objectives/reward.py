@@ -18,11 +18,15 @@ def bradley_terry(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
 
 
 def reward_loss(model: Any, batch: Any) -> Terms:
-    """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`; each text is scored at its last token."""
+    """Bradley–Terry summed over the pairs of a `data.pairs.PairBatch`, each times its weight.
+
+    Each text is scored at its last token. The weights make a ranked list of K answers, which gives K (K − 1) / 2 pairs,
+    count as one pair does (Ouyang et al. 2022, eq. 1).
+    """
     attention = AttentionMask.packed(batch.documents_BT, model.compute_dtype)
     scores_BT = model.scores(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
     chosen_B, rejected_B = scores_BT.flatten()[batch.last_S].chunk(2)
-    losses_B = bradley_terry(chosen_B, rejected_B)
+    losses_B = bradley_terry(chosen_B, rejected_B) * batch.weights_B
     with torch.no_grad():
         sums = {"accuracy": (chosen_B > rejected_B).float().sum(), "margin": (chosen_B - rejected_B).sum()}
     return Terms(losses_B.sum(), len(losses_B), sums)

@@ -251,3 +251,54 @@ def track(name: str, title: str, points: Sequence[Point], marks: Mapping[str, in
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", handlelength=1.0)
         return _inline(figure, name, title)
+
+
+def histogram(name: str, title: str, edges: Sequence[float], counts: Sequence[float], label: str) -> str:
+    """SVG of counts a bin, with a line at 0; `label` is what the bins are of."""
+    import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new_figure(5.2, 2.9)
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_SERIES[0], alpha=0.75, linewidth=0)
+        axes.axvline(0.0, color=_INK, linewidth=1.1)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_TICK_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_TICK_STEPS, integer=True))
+        return _inline(figure, name, title)
+
+
+class Bin(NamedTuple):
+    """`n` cases whose probability was said to be `predicted`, of which the share `right` was."""
+
+    predicted: float
+    right: float
+    n: int
+
+
+def reliability(name: str, title: str, bins: Sequence[Bin]) -> str:
+    """SVG of the share right against the probability predicted, beside the diagonal; a dot's area is its share of cases."""
+    import matplotlib as mpl
+    from matplotlib.ticker import FuncFormatter
+
+    low = min([0.5, *(one.right for one in bins)])
+    total = sum(one.n for one in bins)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _new_figure(5.2, 2.9)
+        axes.plot([0.5, 1.0], [0.5, 1.0], color=_MUTED, linewidth=1.1, linestyle="--", label="calibrated")
+        x, y = [one.predicted for one in bins], [one.right for one in bins]
+        axes.plot(x, y, color=_SERIES[0], linewidth=1.2, alpha=0.5)
+        axes.scatter(
+            x, y, s=[16 + 160 * one.n / total for one in bins], color=_SERIES[0], linewidths=0, label="measured"
+        )
+        axes.set_xlim(0.49, 1.01)
+        axes.set_ylim(low - 0.03, 1.03)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("predicted")
+        axes.xaxis.set_major_formatter(FuncFormatter(_axis_format("percent", (0.5, 1.0))))
+        axes.yaxis.set_major_formatter(FuncFormatter(_axis_format("percent", (low, 1.0))))
+        axes.legend(loc="upper left", handlelength=1.8)
+        return _inline(figure, name, title)

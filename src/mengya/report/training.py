@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from mengya.console import read_metrics
-from mengya.report import guard, plots
+from mengya.report import guard, plots, reward
 from mengya.report.overview import View
-from mengya.report.words import STEPS_AND_REASONS, Value, Words, as_value, interval, metric_words, shown
+from mengya.report.words import Value, Words, as_value, interval, metric_words, shown
 
 _LABELS = {
     "loss": "training",
@@ -53,8 +53,9 @@ def _levels(stage: str, names: tuple[str, ...], metrics: dict[str, Value]) -> li
     if stage == "pretrain" and "loss" in names:
         known = (("trigram", "pretrain.trigram_loss"), ("unigram", "pretrain.unigram_loss"))
         return [plots.Level(label, metrics[name].value) for label, name in known if name in metrics]
-    if stage == "reward" and "accuracy" in names and "reward.length_only_accuracy" in metrics:
-        return [plots.Level("length only", metrics["reward.length_only_accuracy"].value)]
+    if stage == "reward" and "accuracy" in names:
+        known = (("length only", "reward.length_only_accuracy"), ("characters only", "reward.characters_only_accuracy"))
+        return [plots.Level(label, metrics[name].value) for label, name in known if name in metrics]
     return []
 
 
@@ -152,47 +153,31 @@ def metric_table(stage: str, metrics: dict[str, Value], *, leave_out: tuple[str,
     return found
 
 
-def reward_by_reason(metrics: dict[str, Value]) -> list[View]:
-    """Accuracy of the reward model beside the length-only baseline: all pairs, then by reason (`…accuracy.REASON`)."""
-    found = []
-    prefix = "reward.pair_accuracy"
-    for name, value in metrics.items():
-        if name != prefix and not name.startswith(prefix + "."):
-            continue
-        reason = name[len(prefix) + 1 :]
-        baseline = metrics.get("reward.length_only_accuracy" + name[len(prefix) :])
-        found.append(
-            {
-                "reason": reason,
-                "zh": STEPS_AND_REASONS.get(reason, "") if reason else "全部",
-                "value": shown(name, value.value),
-                "share": value.value,
-                "interval": interval(name, value),
-                "baseline": shown(name, baseline.value) if baseline else "–",
-                "baseline_share": baseline.value if baseline else None,
-                "n": f"{value.n:,}" if value.n else "",
-            }
-        )
-    return sorted(found, key=lambda row: (row["reason"] != "", row["reason"]))
-
-
 def training(row: View, metrics: dict[str, Value]) -> View | None:
     """Curves, metrics and delta table of a training stage, finished or not; None when it left nothing."""
     lines = read_metrics(row["directory"] / "metrics.jsonl")
     manifest = row["manifest"]
+    counts = dict(manifest.get("counts", {}))
     if not lines and not manifest:
         return None
     large, small = figures(row["name"], lines, metrics)
-    shown_by_reason = ("pair_accuracy", "length_only_accuracy")
+    shown_by_reason, is_reward = ("pair_accuracy", "length_only_accuracy"), row["name"] == "reward"
     return row | {
         "figures": large,
         "small_figures": small,
         "table": metric_table(row["name"], metrics, leave_out=shown_by_reason),
         "delta": delta_table(manifest.get("delta", [])),
-        "by_reason": reward_by_reason(metrics) if row["name"] == "reward" else [],
+        "by_reason": reward.by_reason(metrics) if is_reward else [],
+        "quality": reward.quality(counts, metrics) if is_reward else None,
         "last_step": lines[-1]["step"] if lines else None,
-        "guard": guard.section(row["name"], manifest.get("counts", {})),
-        "counts": counts_of({key: value for key, value in manifest.get("counts", {}).items() if key not in guard.KEYS}),
+        "guard": guard.section(row["name"], counts),
+        "counts": counts_of(
+            {
+                key: value
+                for key, value in counts.items()
+                if key not in guard.KEYS and not (is_reward and key == "verdict")
+            }
+        ),
     }
 
 

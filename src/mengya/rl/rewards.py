@@ -6,11 +6,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mengya.console import say
 from mengya.corpus.playground.judges import repetition
 from mengya.evaluate.answers import Answers
 from mengya.evaluate.pairs import score_texts
-from mengya.model.heads import RewardModel
+from mengya.model.heads import Scorer
 from mengya.settings import RolloutSettings
+
+_CONSTANT = 1e-3
+"""Standard deviation, in log-odds of one answer against another, below which scores say nothing."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,22 @@ class Scale:
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> Scale:
-        return cls(statistics.fmean(scores), max(statistics.pstdev(scores), 1e-3))
+        """The scale of these scores; of constant ones a deviation of 1, and a line that says so.
+
+        Divided by their own deviation, the last bits of equal scores would become rewards of ± 1.
+        """
+        mean, deviation = statistics.fmean(scores), statistics.pstdev(scores)
+        if deviation < _CONSTANT:
+            say(
+                f"the reward model gives all of {len(scores)} answers the same score (deviation {deviation:.1e}): it cannot "
+                "tell them apart, and only the penalties are left to learn from"
+            )
+            deviation = 1.0
+        return cls(mean, deviation)
 
 
-def reward_scores(model: RewardModel, answers: Answers) -> list[float]:
-    """The reward model's raw score of every answer."""
+def reward_scores(model: Scorer, answers: Answers) -> list[float]:
+    """The raw score of every answer by the reward model, or the conservative one by an ensemble."""
     sequences = [prompt + tokens for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
     return score_texts(model, sequences)
 

@@ -15,7 +15,7 @@ from mengya.corpus.playground import judges
 from mengya.corpus.records import Question
 from mengya.errors import UserError
 from mengya.evaluate.answers import Answers, has_truth
-from mengya.model.heads import RewardModel
+from mengya.model.heads import Scorer
 from mengya.rl.division import joined, share_of
 from mengya.rl.rewards import Scale, reward_scores
 from mengya.rl.user_reward import UserReward
@@ -32,14 +32,14 @@ class RewardTerms:
     """
 
     terms: Sequence[RewardTerm]
-    model: RewardModel | None
+    model: Scorer | None
     functions: dict[int, UserReward] = field(default_factory=dict)
     normalise: bool = True
     clip: float | None = None
     scale: Scale | None = None
 
     @classmethod
-    def of(cls, settings: RolloutSettings, model: RewardModel | None, world: World, stage: str) -> RewardTerms:
+    def of(cls, settings: RolloutSettings, model: Scorer | None, world: World, stage: str) -> RewardTerms:
         """The terms of `settings`; UserError for a function that is not there or cannot be loaded."""
         functions = {}
         for number, term in enumerate(settings.rewards):

@@ -12,7 +12,7 @@ from rich.text import Text
 from mengya.errors import UserError
 from mengya.files import read_json
 from mengya.report.words import STAGES, as_value, interval, metric_words, short_count, shown
-from mengya.run import Run
+from mengya.run import Run, what_decides
 from mengya.serve.inspect_page import table_of
 from mengya.settings import STAGE_NAMES
 
@@ -21,7 +21,7 @@ _KEY_METRICS = {
     "tokenizer": ("chars_per_token",),
     "pretrain": ("validation_loss", "bits_per_byte", "cloze_accuracy"),
     "sft": ("qa_accuracy", "multi_turn_accuracy", "identity_accuracy"),
-    "reward": ("pair_accuracy", "length_only_accuracy"),
+    "reward": ("pair_accuracy", "length_only_accuracy", "characters_only_accuracy"),
     "dpo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
     "ppo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
     "grpo": ("gold_score", "arithmetic_accuracy", "win_rate_vs_sft"),
@@ -38,7 +38,7 @@ def stage_state(run: Run, name: str) -> str:
         return "interrupted" if (run.directory / name / "started.json").exists() else "not run"
     recipe = run.recipe().model_dump(mode="json")
     for section, old in manifest["settings"].items():
-        if recipe.get(section) != old:
+        if what_decides(section, recipe.get(section, {})) != old:
             return f"stale: the recipe's {section} changed"
     outputs: dict[str, str] = {}
     for other in STAGE_NAMES:

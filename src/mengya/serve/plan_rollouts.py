@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mengya.evaluate.answers import Answers
-from mengya.model.heads import RewardModel
+from mengya.model.heads import RewardEnsemble, RewardModel
 from mengya.rl.grpo import grpo_objective
 from mengya.rl.ppo import Actors, collect, policy_objective, value_objective
 from mengya.rl.rewards import reward_scores
@@ -45,7 +45,9 @@ class RolloutParts(Parts):
         growth = self.sample.count("preference") / len(train)
         plan.parts["data"] = plan.cpu_seconds = (time.perf_counter() - began) * growth
         model, world = self.probe.model, self.probe.world
-        values, rewards = RewardModel.from_language_model(model), RewardModel.from_language_model(model)
+        values = RewardModel.from_language_model(model)
+        members = self.recipe.reward.members
+        rewards = RewardEnsemble([RewardModel.from_language_model(model)] * members, [0.0] * members, 1.0)
         actors, few = Actors(model, values, model), self._few(answers)
 
         def collecting() -> Rollout:
@@ -53,7 +55,7 @@ class RolloutParts(Parts):
             return collect(actors, few, scores, settings, settings.kl_coefficient, world)[0]
 
         rollout = collecting()
-        self._collecting(plan, settings, few, settings.batch_prompts, collecting, 4)
+        self._collecting(plan, settings, few, settings.batch_prompts, collecting, 3 + members)
         policy, per_update = self._update(settings, rollout, settings.batch_prompts, policy_objective(settings))
         value, _ = self._update(
             settings, rollout, settings.batch_prompts, value_objective(settings.value_clip, 1.0), values
@@ -85,7 +87,7 @@ class RolloutParts(Parts):
 
         logps_BA = read()
         rollout = replace(rollout, logps_BA=logps_BA, reference_BA=logps_BA, advantages_BA=rollout.mask_BA.float())
-        models = 2 + any(term.kind == "model" for term in settings.rewards)
+        models = 2 + self.recipe.reward.members * any(term.kind == "model" for term in settings.rewards)
         self._collecting(plan, settings, few, count, read, models, of=models)
         policy, per_update = self._update(settings, rollout, count, grpo_objective(settings))
         self._learning(plan, settings, rollout, count, per_update, settings.steps, policy)

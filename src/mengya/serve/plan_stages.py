@@ -29,6 +29,7 @@ from mengya.settings import (
     DPOSettings,
     PairTrainSettings,
     PretrainSettings,
+    RewardSettings,
     SFTSettings,
     micro_batch_key,
     micro_batch_of,
@@ -159,7 +160,8 @@ class Planner(RolloutParts):
         growth = self.sample.count("preference") / len(train)
         prepare = (time.perf_counter() - began) * growth
         whole = counts["examples"] * growth
-        plan.steps = max(1, round(settings.epochs * whole / settings.batch_pairs))
+        members = settings.members if isinstance(settings, RewardSettings) else 1
+        plan.steps = members * max(1, round(settings.epochs * whole / settings.batch_pairs))
         micro = micro_batch_of(settings)
         per_step = settings.batch_pairs / micro
         steps = [next(loader) for _ in range(max(1, min(40, len(rendered) // settings.batch_pairs)))]
@@ -197,8 +199,9 @@ class Planner(RolloutParts):
         plan.parts["training"] *= uneven
         a_pair = sum(len(pair.chosen) + len(pair.rejected) for pair in rendered) / len(rendered)
         if reward:
-            looked = 4 * len(validation) * a_pair  # at half time, at the end (twice), and for the table
-            plan.parts["data"] = 2 * prepare + 4 * prepare * len(validation) / max(1, len(train) * growth)
+            looked = members * 4 * len(validation) * a_pair  # at half time, at the end (twice), and without the prompts
+            plan.parts["data"] = (1 + members) * prepare
+            plan.parts["data"] += members * 4 * prepare * len(validation) / max(1, len(train) * growth)
             self._read(plan, "validation", looked)
         else:
             plan.parts["data"] = prepare

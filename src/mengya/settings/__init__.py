@@ -21,6 +21,7 @@ from mengya.settings.data import (
 )
 from mengya.settings.guard import GuardSettings
 from mengya.settings.training import (
+    MAX_REWARD_MEMBERS,
     EvaluateSettings,
     FitSettings,
     ModelSettings,
@@ -36,7 +37,7 @@ from mengya.settings.training import (
 )
 
 __all__ = [
-    "HOW_NOT_WHAT", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
+    "HOW_NOT_WHAT", "MAX_REWARD_MEMBERS", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
     "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "FitSettings", "Fraction", "GRPOSettings",
     "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "ParallelSettings",
     "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings",

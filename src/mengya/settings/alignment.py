@@ -81,6 +81,8 @@ class RolloutSettings(TrainSettings):
     checkpoint_every: Positive = 10
     evaluate_every: Positive = 10
     """Rollouts between two looks of the guard at held-out prompts."""
+    accept_weak_reward: bool = False
+    """Train on a reward model although it does not beat its baselines by `reward.min_margin`."""
     guard: GuardSettings = GuardSettings()
 
 

@@ -169,8 +169,11 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
 HOW_NOT_WHAT: dict[str, frozenset[str]] = {
     "corpus": frozenset(ExecutorSettings.model_fields),
     "shards": frozenset({"num_workers"}),
+    "reward": frozenset({"min_margin"}),
+    "ppo": frozenset({"accept_weak_reward"}),
+    "grpo": frozenset({"accept_weak_reward"}),
 }
-"""Keys of sections that change how fast and where a stage runs, never its result; so they make nothing stale."""
+"""Keys of sections that change how fast, where or whether a stage runs, never its result; so they make nothing stale."""
 
 
 class TokenizerSettings(Settings):

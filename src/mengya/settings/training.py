@@ -143,8 +143,20 @@ class PairTrainSettings(FitSettings):
     sequence_length: Positive = 256
 
 
+MAX_REWARD_MEMBERS = 8
+
+
 class RewardSettings(PairTrainSettings):
     learning_rate: PositiveFloat = 3e-4
+    members: Annotated[int, Field(ge=1, le=MAX_REWARD_MEMBERS)] = 1
+    """Reward models to train, one after another, each with a shuffle and (but for the first) a head of its own. Several
+    score by their mean less `conservatism` times their standard deviation."""
+    conservatism: Annotated[float, Field(ge=0.0)] = 1.0
+    """Standard deviations over the members that an answer's score is lowered by; 0: their mean (Coste et al. 2023)."""
+    min_margin: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """How far the lower end of the accuracy's 95% interval must lie above the best baseline (length, characters, the answer
+    without its prompt); otherwise PPO, and GRPO with the term `model`, refuse the reward model. 0: better than any of
+    them, beyond its error. Below 0 allows as much less."""
 
 
 MICRO_BATCH_KEYS = ("micro_batch_tokens", "micro_batch_pairs", "micro_batch_rows")

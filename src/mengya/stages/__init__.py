@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mengya.corpus import catalogue
 from mengya.run import Context, Outcome, Stage
-from mengya.settings import Recipe, RewardTerm, Source, StageName
+from mengya.settings import MAX_REWARD_MEMBERS, Recipe, RewardTerm, Source, StageName
 
 
 def _execute(context: Context) -> Outcome:
@@ -74,6 +74,9 @@ TOKEN_FILES = "token_files"
 _HARDWARE = ("seed", "precision", "device")
 _DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
+_REWARD = ("reward/model", "reward/evaluation.json")
+_REWARD_MEMBERS = tuple(f"reward/model-{number}" for number in range(1, MAX_REWARD_MEMBERS))
+"""Those of an ensemble, beside reward/model; most runs have none."""
 
 
 def _stage(
@@ -116,7 +119,7 @@ STAGES: dict[StageName, Stage] = {
             "reward",
             (*_HARDWARE, "reward"),
             ("sft/model", "corpus/preferences"),
-            ("reward/model",),
+            (*_REWARD, *_REWARD_MEMBERS),
         ),
         _stage(
             "dpo",
@@ -128,15 +131,16 @@ STAGES: dict[StageName, Stage] = {
         _stage(
             "ppo",
             (*_HARDWARE, "identity", "playground", "ppo", "evaluate"),
-            ("sft/model", "sft/evaluation.json", "reward/model", "corpus/preferences", *_CHAT_NEEDS),
+            ("sft/model", "sft/evaluation.json", *_REWARD, "corpus/preferences", *_CHAT_NEEDS),
             ("ppo/model", "ppo/evaluation.json"),
+            uses=_REWARD_MEMBERS,
         ),
         _stage(
             "grpo",
             (*_HARDWARE, "identity", "playground", "grpo", "evaluate"),
             ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
             ("grpo/model", "grpo/evaluation.json"),
-            uses=("reward/model",),
+            uses=(*_REWARD, *_REWARD_MEMBERS),
         ),
         _stage(
             "evaluate",

@@ -10,8 +10,7 @@ from mengya.corpus.records import Conversation, Message, PreferencePair
 from mengya.errors import UserError
 from mengya.evaluate.answers import Answers, has_truth, kl_to_reference, win_rate
 from mengya.evaluate.likelihood import spread
-from mengya.model.checkpoint import load_model
-from mengya.model.heads import RewardModel
+from mengya.model.heads import Scorer
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Look
 from mengya.rl.look import HeldOutPrompts, Seen, look_of, seen_of
@@ -27,6 +26,7 @@ from mengya.stages.common import (
     outcome_of,
     save_stage_model,
 )
+from mengya.stages.reward_models import load_rewards
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
@@ -74,7 +74,7 @@ class GuardLook:
         context: Context,
         tokenizer: ChatTokenizer,
         max_new_tokens: int,
-        models: Callable[[], tuple[Transformer, RewardModel | None]],
+        models: Callable[[], tuple[Transformer, Scorer | None]],
     ) -> None:
         self.tokenizer, self.max_new_tokens, self.models = tokenizer, max_new_tokens, models
         self.seed = context.recipe.seed
@@ -82,7 +82,7 @@ class GuardLook:
         self.held = HeldOutPrompts(held.guard, _guard_conversations(held, context.recipe.evaluate.num_questions))
         self.start: Seen | None = None
 
-    def _score(self, answers: Answers, rewards: RewardModel | None) -> list[float]:
+    def _score(self, answers: Answers, rewards: Scorer | None) -> list[float]:
         prompts = self.held.prompts
         if all(has_truth(question) for question in prompts):
             pairs = zip(answers.texts, prompts, strict=True)
@@ -125,7 +125,7 @@ def guard_look(
     reference: Transformer,
     tokenizer: ChatTokenizer,
     settings: RolloutSettings,
-    rewards: RewardModel | None,
+    rewards: Scorer | None,
 ) -> GuardLook:
     """The guard's look of a stage that holds the SFT model anyway."""
     return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: (reference, rewards))
@@ -136,12 +136,9 @@ def guard_look_from_disk(context: Context, tokenizer: ChatTokenizer, max_new_tok
     where the run has one and no truth is known, are read for each look."""
     knows_truth = all(has_truth(question) for question in held_out(context).guard)
 
-    def models() -> tuple[Transformer, RewardModel | None]:
-        reference, rewards = load_language_model(context, "sft/model", world), None
-        if not knows_truth and context.has("reward/model"):
-            path = context.path("reward/model")
-            rewards = load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
-        return reference, rewards
+    def models() -> tuple[Transformer, Scorer | None]:
+        judged = not knows_truth and context.has("reward/model")
+        return load_language_model(context, "sft/model", world), load_rewards(context, world) if judged else None
 
     return GuardLook(context, tokenizer, max_new_tokens, models)
 

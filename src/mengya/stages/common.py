@@ -44,9 +44,14 @@ def load_language_model(context: Context, artifact: str, world: World) -> Transf
 
 
 def save_stage_model(
-    context: Context, model: Transformer | RewardModel, tokenizer: ChatTokenizer, *, chat: bool = True
+    context: Context,
+    model: Transformer | RewardModel,
+    tokenizer: ChatTokenizer,
+    *,
+    chat: bool = True,
+    name: str = "model",
 ) -> None:
-    """STAGE/model: config, weights, tokenizer and generation settings, as transformers loads them.
+    """STAGE/model (or another `name`): config, weights, tokenizer and generation settings, as transformers loads them.
 
     A pretrained model continues text, so it ends with the document; a chat model ends with its message.
     """
@@ -58,7 +63,7 @@ def save_stage_model(
     }
     if chat:
         generation |= {"temperature": 0.7, "top_p": 0.9}
-    save_model(model, context.directory / "model", tokenizer_dir=context.path("tokenizer/model"), generation=generation)
+    save_model(model, context.directory / name, tokenizer_dir=context.path("tokenizer/model"), generation=generation)
 
 
 def packed_loader(

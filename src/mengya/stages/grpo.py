@@ -12,7 +12,8 @@ from mengya.run import Context, Outcome
 from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
-from mengya.stages.rollouts import reward_model, rollout_outcome, rollout_prompts
+from mengya.stages.reward_models import check_reward, load_rewards
+from mengya.stages.rollouts import rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
 
 
@@ -23,12 +24,14 @@ def grpo_prompts(context: Context) -> list[Question]:
 
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.grpo
+    scores = any(term.kind == "model" for term in settings.rewards)
+    if scores:
+        check_reward(context, settings.accept_weak_reward)
     world, tokenizer = world_of(context), tokenizer_of(context)
     check_measured_alike(context)
     torch.manual_seed(recipe.seed)
     prompts = grpo_prompts(context)
-    scores = any(term.kind == "model" for term in settings.rewards)
-    model = reward_model(context, world).requires_grad_(False) if scores else None
+    model = load_rewards(context, world) if scores else None
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = parallelize(load_language_model(context, "sft/model", world), world, recipe.parallel)
     settings = fitted(settings, policy, grpo_objective(settings), world, recipe.parallel)

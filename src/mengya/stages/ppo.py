@@ -13,7 +13,8 @@ from mengya.run import Context, Outcome
 from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
-from mengya.stages.rollouts import reward_model, rollout_outcome, rollout_prompts
+from mengya.stages.reward_models import check_reward, load_rewards, value_model
+from mengya.stages.rollouts import rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
 
 
@@ -25,15 +26,17 @@ def ppo_prompts(context: Context) -> list[Question]:
 
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.ppo
+    if any(term.kind == "model" for term in settings.rewards):
+        check_reward(context, settings.accept_weak_reward)
     world, tokenizer = world_of(context), tokenizer_of(context)
     check_measured_alike(context)
     torch.manual_seed(recipe.seed)
     prompts = ppo_prompts(context)
-    model = reward_model(context, world).requires_grad_(False)
+    model = load_rewards(context, world)
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = load_language_model(context, "sft/model", world)
     fresh = settings.values_from == "policy"
-    values = RewardModel.from_language_model(policy) if fresh else reward_model(context, world)
+    values = RewardModel.from_language_model(policy) if fresh else value_model(context, world)
     # The two that learn are divided; the two that only answer stay whole on every rank.
     policy, values = parallelize(policy, world, recipe.parallel), parallelize(values, world, recipe.parallel)
     settings = fitted(settings, policy, policy_objective(settings), world, recipe.parallel)

@@ -18,9 +18,18 @@ def preference_pairs(context: Context, split: str) -> list[PreferencePair]:
 
 
 def pair_loader(
-    context: Context, tokenizer: ChatTokenizer, pairs: list[PreferencePair], settings: PairTrainSettings, world: World
+    context: Context,
+    tokenizer: ChatTokenizer,
+    pairs: list[PreferencePair],
+    settings: PairTrainSettings,
+    world: World,
+    *,
+    seed: int | None = None,
 ) -> tuple[PairLoader, dict[str, int], int, list[TokenPair]]:
-    """The loader, the counts of pairs kept and dropped, the number of steps, and the rendered pairs."""
+    """The loader, the counts of pairs kept and dropped, the number of steps, and the rendered pairs.
+
+    `seed` of the order of the pairs: the recipe's where there is none.
+    """
     rendered, counts = render_pairs(pairs, tokenizer, max_tokens=settings.sequence_length)
     if not rendered:
         raise UserError(
@@ -32,7 +41,7 @@ def pair_loader(
         rendered,
         pairs_per_step=settings.batch_pairs,
         micro_batch_pairs=micro_batch_of(settings),
-        seed=context.recipe.seed,
+        seed=context.recipe.seed if seed is None else seed,
         pad_id=tokenizer.end_of_text_id,
         rank=world.rank,
         world=world.size,

@@ -1,4 +1,4 @@
-"""reward: a Bradley–Terry reward model from the SFT model, measured beside what length alone can tell."""
+"""reward: Bradley–Terry reward models from the SFT model, measured beside what could be told without them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 
-from mengya.evaluate.pairs import length_only_accuracy, pair_accuracy, that_fit
+from mengya.evaluate.baselines import score_without_prompts
+from mengya.evaluate.pairs import PairScores, score_pairs, that_fit
+from mengya.evaluate.reward_quality import joint, measure_reward, offset_of, why_weak
 from mengya.evaluate.score import delta_table
+from mengya.files import write_json
+from mengya.model.checkpoint import load_model
 from mengya.model.heads import RewardModel
 from mengya.objectives.reward import reward_loss
 from mengya.run import Context, Outcome
+from mengya.settings import RewardSettings
 from mengya.stages.common import (
     ahead,
     load_language_model,
@@ -21,23 +26,36 @@ from mengya.stages.common import (
 )
 from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.stages.reward_models import member_name
 from mengya.train.loop import fit
+from mengya.train.parallel import World
 from mengya.train.sharding import parallelize, whole
 
 
-def execute(context: Context) -> Outcome:
-    recipe, settings = context.recipe, context.recipe.reward
-    world, tokenizer = world_of(context), tokenizer_of(context)
-    torch.manual_seed(recipe.seed)
+def train_member(
+    context: Context, number: int, settings: RewardSettings, world: World
+) -> tuple[RewardModel, RewardSettings, dict[str, Any]]:
+    """The trained member, saved; the settings with a resolved micro-batch; its counts.
+
+    A finished member is taken from its last checkpoint, so a kill between two loses nothing. The first starts with a
+    head of zeros and the recipe's seed; the others draw both, and so err in other places.
+    """
+    recipe, tokenizer = context.recipe, tokenizer_of(context)
+    seed = recipe.seed + 1_000_003 * number
+    torch.manual_seed(seed)
     model = RewardModel.from_language_model(load_language_model(context, "sft/model", world))
+    if number:
+        model.draw_head()
     model = parallelize(model, world, recipe.parallel)
     settings = fitted(settings, model, reward_loss, world, recipe.parallel)
     train, validation = preference_pairs(context, "train"), preference_pairs(context, "validation")
-    loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world)
+    loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world, seed=seed)
+    directory = context.directory if number == 0 else context.directory / f"member-{number}"
+    directory.mkdir(exist_ok=True)
 
     def look() -> dict[str, float]:
-        accuracy, _ = pair_accuracy(whole(model), tokenizer, validation, settings.sequence_length)
-        return {"validation_accuracy": accuracy["value"]}
+        scores = score_pairs(whole(model), tokenizer, validation, settings.sequence_length)
+        return {"validation_accuracy": scores.accuracy()["value"]}
 
     totals = fit(
         model,
@@ -45,26 +63,65 @@ def execute(context: Context) -> Outcome:
         reward_loss,
         settings,
         num_steps=num_steps,
-        directory=context.directory,
+        directory=directory,
         world=world,
         unit="pairs",
         evaluate=look,
         evaluate_every=max(1, num_steps // 2),
     )
     model = whole(model)
+    if world.is_main:
+        save_stage_model(context, model, tokenizer, name=member_name(number))
+    return model, settings, {**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()}
+
+
+def measured(
+    context: Context, model: RewardModel, settings: RewardSettings, world: World
+) -> tuple[list[PairScores], list[PairScores]]:
+    """Every member's scores of the held-out pairs, with their prompts and without; `model` is the last member."""
+    tokenizer, validation = tokenizer_of(context), preference_pairs(context, "validation")
+    scores, bare = [], []
+    for number in range(settings.members):
+        if number < settings.members - 1:
+            path = context.directory / member_name(number)
+            member = load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
+        else:
+            member = model
+        scores.append(score_pairs(member, tokenizer, validation, settings.sequence_length))
+        # Of the very pairs that are asked with their prompts: the long ones are left out of both.
+        bare.append(score_without_prompts(member, tokenizer, scores[-1].pairs, settings.sequence_length))
+    return scores, bare
+
+
+def execute(context: Context) -> Outcome:
+    settings, world = context.recipe.reward, world_of(context)
+    counts: dict[str, Any] = {}
+    for number in range(settings.members):
+        model, settings, own = train_member(context, number, settings, world)
+        counts = counts or own
     if not world.is_main:
         return Outcome()
-    save_stage_model(context, model, tokenizer)
-    accuracy, by_reason = pair_accuracy(model, tokenizer, validation, settings.sequence_length)
-    # Of the very pairs that the model is asked about: long ones, which it never sees, differ in length by other habits.
-    fitting = (that_fit(pairs, tokenizer, settings.sequence_length) for pairs in (train, validation))
-    baseline = length_only_accuracy(*fitting)
-    metrics: dict[str, Any] = {"reward.pair_accuracy": accuracy, "reward.length_only_accuracy": baseline}
-    metrics |= {f"reward.pair_accuracy.{reason}": value for reason, value in by_reason.items()}
-    metrics["reward.pairs_per_second"] = per_second(totals, "pairs")
-    metrics["reward.tokens_per_second"] = per_second(totals)
+    members, bare_members = measured(context, model, settings, world)
+    offsets = [offset_of(scores) for scores in members]
+    if len(members) == 1:
+        scores, bare = members[0], bare_members[0]
+    else:
+        scores, bare = (joint(of, offsets, settings.conservatism) for of in (members, bare_members))
+    # What the model is trained on and asked about: long pairs, which it never sees, differ in length by other habits.
+    train = that_fit(preference_pairs(context, "train"), tokenizer_of(context), settings.sequence_length)
+    metrics, found = measure_reward(scores, bare, train)
+    if len(members) > 1:
+        metrics |= {f"member_accuracy.{number}": of.accuracy() for number, of in enumerate(members)}
+        metrics["mean_accuracy"] = joint(members, offsets, 0.0).accuracy()
+    write_json(
+        context.directory / "evaluation.json",
+        {"metrics": metrics, "offsets": offsets, "conservatism": settings.conservatism},
+    )
+    found["verdict"] = why_weak(metrics, settings.min_margin) or "better than its baselines, beyond its error"
+    speeds = {"pairs_per_second": per_second(counts, "pairs"), "tokens_per_second": per_second(counts)}
+    baseline = {"pair_accuracy": metrics["length_only_accuracy"]}
     return Outcome(
-        metrics=metrics,
-        counts={**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()},
-        delta=delta_table("length alone", {"pair_accuracy": baseline}, {"pair_accuracy": accuracy}, {}, {}),
+        metrics={f"reward.{name}": value for name, value in (metrics | speeds).items()},
+        counts={**counts, **found},
+        delta=delta_table("length alone", baseline, {"pair_accuracy": metrics["pair_accuracy"]}, {}, {}),
     )

@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: the prompts they answer, the reward model, and what is counted at the end."""
+"""What PPO and GRPO share: the prompts they answer, and what is counted at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from mengya.corpus.playground.questions import EXERCISES
 from mengya.corpus.records import Question
 from mengya.errors import UserError
 from mengya.evaluate.answers import has_truth
-from mengya.model.checkpoint import load_model
-from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.run import Context, Outcome
 from mengya.settings import RolloutSettings, micro_batch_of
@@ -44,16 +42,6 @@ def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: b
             mend="add `{kind: model}`, or a function of your own",
         )
     return prompts
-
-
-def reward_model(context: Context, world: World) -> RewardModel:
-    """The run's reward model, whole on every rank; UserError where it has none."""
-    path = context.path("reward/model")
-    if not path.exists():
-        raise UserError(
-            "the reward model is not there", where=f"{context.stage.name}.rewards", mend="run the stage reward first"
-        )
-    return load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
 
 
 def rollout_outcome(
