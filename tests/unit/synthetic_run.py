@@ -78,6 +78,13 @@ METRICS = {
         "reward.length_only_accuracy.right": measured(0.5, 160),
         "reward.pair_accuracy.polite": measured(0.99, 120),
         "reward.length_only_accuracy.polite": measured(0.54, 120),
+        "reward.characters_only_accuracy": measured(0.81, 400),
+        "reward.answer_only_accuracy": measured(0.83, 400),
+        "reward.length_matched_accuracy": measured(0.94, 120),
+        "reward.member_accuracy.0": measured(0.94, 400),
+        "reward.member_accuracy.1": measured(0.93, 400),
+        "reward.calibration_error": 0.021,
+        "reward.length_correlation": {"value": -0.08, "low": -0.15, "high": -0.01, "n": 800},
     },
     "dpo": {
         "dpo.qa_accuracy": measured(0.89),
@@ -96,6 +103,16 @@ METRICS = {
     },
     "evaluate": {},
 }
+
+REWARD_COUNTS = {
+    "calibration": [
+        {"predicted": 0.53, "right": 0.49, "n": 12}, {"predicted": 0.72, "right": 0.7, "n": 40},
+        {"predicted": 0.98, "right": 0.97, "n": 348},
+    ],
+    "margin_histogram": {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0], "counts": [4, 16, 30, 90, 160, 100]},
+    "best_baseline": "the answer without its prompt",
+    "verdict": "better than its baselines, beyond its error",
+}  # fmt: skip
 
 DELTAS = {
     "sft": [
@@ -198,6 +215,8 @@ def make_run(directory, stages=tuple(STAGE_SECONDS), name="synthetic"):
         if stage in ("pretrain", "sft", "reward", "dpo", "ppo"):
             write_jsonl(directory / stage / "metrics.jsonl", curves(stage, 80 if stage == "ppo" else 400))
             manifest["counts"] = {"parameters": 3_145_728, "tokens": 2_000_000}
+        if stage == "reward":
+            manifest["counts"] |= REWARD_COUNTS
         if stage == "evaluate":
             manifest["samples"] = SAMPLES
         write_json(directory / stage / "started.json", {"identity": "x"})

@@ -187,6 +187,24 @@ def test_the_length_only_baseline_stands_beside_each_reason(tmp_path):
     assert rows == [("", "95.0%", "52.0%"), ("polite", "99.0%", "54.0%"), ("right", "91.0%", "50.0%")]
 
 
+def test_the_reward_model_is_shown_beside_its_baselines_with_calibration_and_margins(tmp_path):
+    run = make_run(tmp_path / "r", ("reward",))
+    page = write_report(run).read_text(encoding="utf-8")
+    (stage,) = view(run)["training"]
+    panels = stage["quality"]["figures"]
+    assert [panel["title"].partition(" · ")[2] for panel in panels] == [
+        "accuracy on held-out pairs, beside its baselines",
+        "share right by the probability that the margin predicts",
+        "margins of held-out pairs",
+    ]
+    for panel in panels:
+        assert ElementTree.fromstring(str(panel["svg"])).tag.endswith("svg")
+        assert not re.search(r"#[0-9a-f]{6}", str(panel["svg"])), "colours are the page's"
+    for label in ("member 0", "member 1", "characters", "no prompt", "of like length"):
+        assert label in str(panels[0]["svg"])
+    assert page.count("better than its baselines, beyond its error") == 1
+
+
 def test_the_summary_has_the_last_word_on_a_metric(tmp_path):
     run = make_run(tmp_path / "r", ("sft",))
     write_json(run.directory / "summary.json", {"sft.qa_accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}})
