@@ -1,0 +1,63 @@
+"""A held-out judge where nobody knows the truth: a reward model trained on other pairs than the policy's reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment_runs import manifest_of
+from mengya.corpus import records
+from mengya.evaluate.answers import SAMPLED, answer, win_rate
+from mengya.files import read_json, read_jsonl, write_json
+from mengya.model.checkpoint import load_model
+from mengya.rl.rewards import reward_scores
+from mengya.run import Context, Run
+from mengya.stages import STAGES
+from mengya.stages.common import held_out, load_language_model, tokenizer_of, world_of
+
+
+def shared_prompts(base: Path, judge: Path) -> int:
+    """Training pairs of the judge whose prompt the policy's reward model was trained on too."""
+
+    def prompts(run: Path) -> list[Any]:
+        rows = read_jsonl(run / "corpus" / "preferences" / "train.jsonl")
+        return [records.preference_pair(row).prompt for row in rows]
+
+    seen = set(prompts(base))
+    return sum(prompt in seen for prompt in prompts(judge))
+
+
+def judged(base: Path, judge: Path, stages: Sequence[str]) -> dict[str, Any]:
+    """{"win_rates": {stage: Estimate against SFT}, "shared_prompts": n}, kept beside the judge for the next time.
+
+    One sampled answer of each model to every held-out prompt that the stages are measured on, with the same seed.
+    """
+    models = {stage: manifest_of(base, stage)["outputs"][f"{stage}/model"] for stage in ("sft", *stages)}
+    made_from = {**models, "judge": manifest_of(judge, "reward")["outputs"]["reward/model"]}
+    kept = judge / "win_rates.json"
+    if kept.is_file() and (found := read_json(kept))["made_from"] == made_from:
+        return dict(found)
+    recipe = Run.open(base).recipe()
+    context = Context(recipe, Run(base), STAGES["sft"])
+    world, tokenizer = world_of(context), tokenizer_of(context)
+    prompts = [question.messages for question in held_out(context).style]
+    rewards = load_model(judge / "reward" / "model", head="score", device=world.device, compute_dtype=world.dtype)
+
+    def scores(stage: str) -> list[float]:
+        answers = answer(
+            load_language_model(context, f"{stage}/model", world),
+            tokenizer,
+            prompts,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            sampling=SAMPLED,
+            seed=recipe.seed,
+            batch_size=recipe.evaluate.batch_size,
+        )
+        return reward_scores(rewards, answers)
+
+    start = scores("sft")
+    rates = {stage: win_rate(scores(stage), start) for stage in stages}
+    result = {"made_from": made_from, "win_rates": rates, "shared_prompts": shared_prompts(base, judge)}
+    write_json(kept, result)
+    return result
