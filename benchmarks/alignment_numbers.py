@@ -71,9 +71,15 @@ def spread(values: Sequence[float]) -> Row:
 
 
 def changes_of(manifest: Row, stage: str) -> dict[str, Row]:
-    """{metric: its change from SFT}: of the same prompts where both answered them; a win rate's from a half."""
+    """{metric: its change from SFT}: of the same prompts where both answered them; a win rate's from a half.
+
+    Where SFT was handed back, bits per byte, which are not compared document by document, are known to be the same.
+    """
+    same = manifest["outputs"][f"{stage}/model"] == manifest["inputs"]["sft/model"]
     found = {
-        row["metric"]: difference(row["change"], row["low"], row["high"])
+        row["metric"]: difference(
+            row["change"], *((0.0, 0.0) if same and not row["change"] else (row["low"], row["high"]))
+        )
         for row in manifest["delta"]
         if row["before_stage"] == "sft"
     }

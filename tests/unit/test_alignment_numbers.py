@@ -70,9 +70,17 @@ def test_a_share_may_lose_a_point_and_bits_one_percent_of_themselves():
 
 
 def test_a_win_rate_is_a_change_from_a_half():
-    manifest = {"delta": [], "metrics": {"ppo.win_rate_vs_sft": {"value": 0.56, "low": 0.51, "high": 0.61, "n": 400}}}
+    rate = {"value": 0.56, "low": 0.51, "high": 0.61, "n": 400}
+    manifest = manifest_of("bb", None) | {"delta": [], "metrics": {"ppo.win_rate_vs_sft": rate}}
     found = numbers.changes_of(manifest, "ppo")["win_rate_vs_sft"]
     assert (found["value"], found["low"], found["high"]) == pytest.approx((0.06, 0.01, 0.11))
+
+
+def test_the_same_weights_have_the_same_bits_per_byte():
+    row = {"metric": "bits_per_byte", "before_stage": "sft", "change": 0.0, "low": -0.1, "high": 0.1}
+    for weights, half in (("aa", 0.0), ("bb", 0.1)):
+        manifest = manifest_of(weights, None) | {"delta": [row], "metrics": {}}
+        assert numbers.changes_of(manifest, "ppo")["bits_per_byte"] == change(0.0, half)
 
 
 # ------------------------------------------------------------------------------------------------- the guard's looks
