@@ -1,7 +1,7 @@
 """SFT against DPO, PPO and GRPO over seeds, PPO with each detail switched off, and settings that fail: one command, one page.
 
     python benchmarks/alignment.py --recipe recipes/quickstart.yaml --seeds 1,2,3 --out FOLDER
-        [--stages dpo,ppo,grpo] [--ablations all|none|NAME,…] [--failure recipes/seed-failure.yaml] [--reuse RUN,…]
+        [--stages dpo,ppo,grpo,grpo-arithmetic] [--ablations all|none|NAME,…] [--failure recipes/seed-failure.yaml] [--reuse RUN,…]
         [--judge-sources NAME,…] [--set KEY=VALUE …] [--page docs/results/alignment.md] [--notes FILE]
 
 Every run is `mengya run` in a directory under FOLDER (seed-N, ablation-NAME, failure, judge-N); given again, the command goes on
@@ -25,6 +25,7 @@ from alignment_numbers import MOST_SEEDS, Row, aligned, pooled, score_of, seed_n
 from alignment_page import page
 from alignment_runs import (
     ALIGNED,
+    VARIANTS,
     chosen_ablations,
     judge_run,
     manifest_of,
@@ -81,7 +82,7 @@ def judge_row(arguments: argparse.Namespace, base: Path, numbers: Row, only_judg
 
     directory = arguments.out / f"judge-{numbers['seed']}"
     judge_run(arguments.recipe, base, directory, [f"seed={numbers['seed']}", *arguments.set, only_judge])
-    found = judged(base, directory, list(numbers["stages"]))
+    found = judged(base, directory, [stage for stage in numbers["stages"] if stage in ALIGNED])
     for stage, rate in found["win_rates"].items():
         with_judge(numbers["stages"][stage], rate)
     accuracy = manifest_of(directory, "reward")["metrics"]["reward.pair_accuracy"]
@@ -120,11 +121,11 @@ def evidence(arguments: argparse.Namespace) -> Row:
     judges: list[Row] = []
     bases: list[Path] = []
     for seed in arguments.seeds:
-        base, refused = seed_run(arguments.recipe, arguments.out, seed, arguments.stages, arguments.set)
-        bases.append(base)
-        seeds.append(seed_numbers(base, seed, arguments.stages, refused))
+        done, refused = seed_run(arguments.recipe, arguments.out, seed, arguments.stages, arguments.set)
+        bases.append(arguments.out / f"seed-{seed}")
+        seeds.append(seed_numbers(bases[-1], seed, done, refused))
         if only_judge:
-            judges.append(judge_row(arguments, base, seeds[-1], only_judge))
+            judges.append(judge_row(arguments, bases[-1], seeds[-1], only_judge))
     return {
         "name": load_recipe(arguments.recipe).name,
         "command": command_of(arguments, overrides),
@@ -179,7 +180,7 @@ def parsed(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in named(text)], default=[1, 2, 3])
-    parser.add_argument("--stages", type=named, default=list(ALIGNED), help="of dpo,ppo,grpo")
+    parser.add_argument("--stages", type=named, default=list(ALIGNED), help="of dpo,ppo,grpo,grpo-arithmetic")
     parser.add_argument("--ablations", default="all", help="all, none, or names separated by commas")
     parser.add_argument("--failure", type=Path, help="a recipe whose PPO settings are known to fail")
     parser.add_argument(
@@ -194,8 +195,9 @@ def parsed(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="the .md to write; its figure stands beside it")
     parser.add_argument("--notes", type=Path, help="Markdown for the last section, written by hand")
     arguments = parser.parse_args(given)
-    if not set(arguments.stages) <= set(ALIGNED):
-        raise UserError(f"unknown stage in {arguments.stages}", where="--stages", mend=f"known: {', '.join(ALIGNED)}")
+    known = [*ALIGNED, *VARIANTS]
+    if not set(arguments.stages) <= set(known):
+        raise UserError(f"unknown stage in {arguments.stages}", where="--stages", mend=f"known: {', '.join(known)}")
     if not 1 <= len(arguments.seeds) <= MOST_SEEDS or len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("not a list of seeds", where="--seeds", mend=f"give 1 to {MOST_SEEDS} different ones")
     return arguments

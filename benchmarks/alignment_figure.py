@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment_words import stage_name
 from mengya.files import atomic_path
 
 
@@ -50,7 +51,7 @@ def draw(seeds: Sequence[dict[str, Any]], stages: Sequence[str], path: Path) -> 
                 [root(one["kl"]) for one in log], [one["reward"] for one in log],
                 "o-", color=colour, linewidth=0.8, markersize=2.5, label=f"seed {seed['seed']}",
             )  # fmt: skip
-        left.set_ylabel(f"{stage.upper()}\nheld-out score")
+        left.set_ylabel(f"{stage_name(stage)}\nheld-out score")
         right.set_ylabel("training reward")
         for panel in (left, right):
             panel.spines[["top", "right"]].set_visible(False)

@@ -183,11 +183,11 @@ def with_judge(row: Row, rate: Row) -> None:
     row["beyond"]["judge_win_rate"] = beyond(change, "higher")
 
 
-def seed_numbers(directory: Path, seed: int, stages: Sequence[str], refused: dict[str, str]) -> Row:
-    """One seed: SFT's metrics, the reward model's, and each stage that ended well."""
+def seed_numbers(directory: Path, seed: int, done: dict[str, tuple[Path, str]], refused: dict[str, str]) -> Row:
+    """One seed: SFT's metrics, the reward model's, and those of each stage that is `done`: (its run, its stage) by its name."""
     sft, reward = manifest_of(directory, "sft"), manifest_of(directory, "reward")
     before = {name: sft["metrics"].get(f"sft.{name}") for name in METRICS}
-    found = {stage: aligned(directory, stage, before) for stage in stages if stage not in refused}
+    found = {name: aligned(run, stage, before) for name, (run, stage) in done.items()}
     return {
         "seed": seed,
         "sft": {"metrics": before, "seconds": sft["seconds"]},

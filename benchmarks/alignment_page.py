@@ -146,7 +146,7 @@ def promise_row(seed: Row, stage: str, row: Row) -> list[str]:
     name = score_of(row["changes"])
     above = reached = None
     sums = row["changes"].get("arithmetic_accuracy")
-    if stage == "grpo" and sums:
+    if stage.startswith("grpo") and sums:
         reached = sums["value"] >= ARITHMETIC_POINTS
     if name == "gold_score":
         above = row["metrics"][name]["value"] > seed["sft"]["metrics"][name]["high"]

@@ -21,6 +21,8 @@ from mengya.run import Run
 
 UNTIL_REWARD = ("corpus", "tokenizer", "shards", "pretrain", "sft", "reward")
 ALIGNED = ("dpo", "ppo", "grpo")
+VARIANTS = {"grpo-arithmetic": ("grpo", ("grpo.kinds=[arithmetic]",))}
+"""{name: (stage, overrides)} of stages that are run once more, otherwise, each in a copy of the seed's run."""
 _LEFT_BEHIND = shutil.ignore_patterns("checkpoints", "events.*", ".*")
 
 
@@ -124,9 +126,9 @@ def reuse(runs: Sequence[Path], seeds: Sequence[int], out: Path) -> None:
 
 
 def seed_run(
-    recipe: Path, out: Path, seed: int, stages: Sequence[str], overrides: Sequence[str]
-) -> tuple[Path, dict[str, str]]:
-    """(the seed's run with its alignment stages done, {stage that refused or failed: its message}).
+    recipe: Path, out: Path, seed: int, names: Sequence[str], overrides: Sequence[str]
+) -> tuple[dict[str, tuple[Path, str]], dict[str, str]]:
+    """({stage or variant that is done: (its run, its stage)}, {one that refused: its message}); out/seed-N is made.
 
     A stage that ends with the user's mistake is a finding (PPO refuses a weak reward model); what comes before must work.
     """
@@ -134,12 +136,20 @@ def seed_run(
     ended = mengya_run(recipe, directory, UNTIL_REWARD, given)
     if ended.code:
         raise UserError(ended.message, where=directory, mend="mend it and give the same command again")
-    refused = {}
-    for stage in stages:
-        ended = mengya_run(recipe, directory, [stage], given)
-        if ended.code:
-            refused[stage] = ended.message
-    return directory, refused
+    done, refused = {}, {}
+    for name in names:
+        run, stage, more = directory, name, ()
+        if name in VARIANTS:
+            (stage, more), run = VARIANTS[name], out / f"seed-{seed}-{name}"
+            begin_from(directory, run)
+        ended = mengya_run(recipe, run, [stage], [*given, *more])
+        if ended.code == 2:
+            refused[name] = ended.message
+        elif ended.code:
+            raise SystemExit(f"alignment: {run}: {stage} ended with code {ended.code}: {ended.message}")
+        else:
+            done[name] = (run, stage)
+    return done, refused
 
 
 def ppo_run(recipe: Path, base: Path, directory: Path, overrides: Sequence[str]) -> Ended:

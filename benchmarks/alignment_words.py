@@ -10,12 +10,12 @@ from mengya.report.words import STAGES, metric_words, shown
 
 Row = dict[str, Any]
 
-_SHORT = {"sft": "SFT"}
+_SHORT = {"sft": "SFT", "grpo-arithmetic": "GRPO on arithmetic alone"}
 _WORDS = {"judge_win_rate": "win rate against SFT by the held-out judge"}
 
 
 def stage_name(stage: str) -> str:
-    return _SHORT.get(stage, STAGES[stage].en)
+    return _SHORT[stage] if stage in _SHORT else STAGES[stage].en
 
 
 def words(metric: str) -> str:

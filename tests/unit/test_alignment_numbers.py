@@ -169,6 +169,32 @@ def test_the_judges_pairs_and_the_policys_are_a_division_of_the_sources(tmp_path
         runs.split_preferences(recipe, [], ["a", "b", "c"])
 
 
+def test_a_refusal_is_a_finding_and_a_crash_is_an_end(tmp_path, monkeypatch):
+    (tmp_path / "out" / "seed-7").mkdir(parents=True)
+    asked = []
+
+    def run(recipe, directory, stages, overrides):
+        asked.append((directory.name, list(stages), list(overrides)))
+        return runs.Ended(codes.get(directory.name + stages[0], 0), "why")
+
+    monkeypatch.setattr(runs, "mengya_run", run)
+    monkeypatch.setattr(runs, "begin_from", lambda base, directory: None)
+    codes = {"seed-7ppo": 2}
+    done, refused = runs.seed_run(QUICKSTART, tmp_path / "out", 7, ["dpo", "ppo", "grpo-arithmetic"], [])
+    assert refused == {"ppo": "why"}
+    assert {name: (run.name, stage) for name, (run, stage) in done.items()} == {
+        "dpo": ("seed-7", "dpo"),
+        "grpo-arithmetic": ("seed-7-grpo-arithmetic", "grpo"),
+    }
+    assert asked[-1] == ("seed-7-grpo-arithmetic", ["grpo"], ["seed=7", "grpo.kinds=[arithmetic]"])
+    codes = {"seed-7dpo": 1}
+    with pytest.raises(SystemExit, match="ended with code 1: why"):
+        runs.seed_run(QUICKSTART, tmp_path / "out", 7, ["dpo"], [])
+    codes = {"seed-7corpus": 2}
+    with pytest.raises(UserError, match="why"):
+        runs.seed_run(QUICKSTART, tmp_path / "out", 7, ["dpo"], [])
+
+
 def test_a_copy_follows_its_base_and_nothing_else(tmp_path):
     base, copy = tmp_path / "base", tmp_path / "copy"
     for stage in ("corpus", "sft"):
