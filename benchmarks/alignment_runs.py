@@ -138,9 +138,9 @@ def seed_run(
         raise UserError(ended.message, where=directory, mend="mend it and give the same command again")
     done, refused = {}, {}
     for name in names:
-        run, stage, more = directory, name, ()
+        run, (stage, more) = directory, VARIANTS.get(name, (name, ()))
         if name in VARIANTS:
-            (stage, more), run = VARIANTS[name], out / f"seed-{seed}-{name}"
+            run = out / f"seed-{seed}-{name}"
             begin_from(directory, run)
         ended = mengya_run(recipe, run, [stage], [*given, *more])
         if ended.code == 2:
