@@ -50,6 +50,12 @@ class Stage:
     files: Callable[[Recipe], list[Path]] = lambda recipe: []
     # Used where the run has them, as `evaluate` measures whichever stages there are.
     uses: tuple[str, ...] = ()
+    # Needed besides where the recipe says so, as the pairs that a run made for itself.
+    asks: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+
+    def all_needs(self, recipe: Recipe) -> tuple[str, ...]:
+        """What must be there before the stage begins."""
+        return (*self.needs, *self.asks(recipe))
 
 
 @dataclass
@@ -137,7 +143,7 @@ class Run:
     def wanted(self, recipe: Recipe, stage: Stage) -> dict[str, Any]:
         """What the stage would be made from now: {"settings": {...}, "inputs": {artifact or file: sha256}}."""
         dumped = recipe.model_dump(mode="json")
-        artifacts = [*stage.needs, *(name for name in stage.uses if (self.directory / name).exists())]
+        artifacts = [*stage.all_needs(recipe), *(name for name in stage.uses if (self.directory / name).exists())]
         inputs = {name: sha256(self.directory / name) for name in artifacts if (self.directory / name).exists()}
         inputs |= {str(file): sha256(file) for file in stage.files(recipe)}
         settings = {name: what_decides(name, dumped[name]) for name in stage.settings}
@@ -168,7 +174,7 @@ class Run:
     def execute(self, recipe: Recipe, stage: Stage) -> dict[str, Any]:
         """Run or resume `stage` and write its manifest last; the manifest."""
         directory = self.directory / stage.name
-        for name in stage.needs:
+        for name in stage.all_needs(recipe):
             if not (self.directory / name).exists():
                 raise UserError(
                     f"the stage {stage.name} needs {name}, which is not there",
@@ -238,7 +244,7 @@ class Run:
 
     def take_back(self, recipe: Recipe, stage: Stage) -> bool:
         """Bring finished work of just these settings and inputs back from `.stale/`; whether there was any."""
-        if not all(self._exists(name) for name in stage.needs):
+        if not all(self._exists(name) for name in stage.all_needs(recipe)):
             return False
         place = self.directory / ".stale" / f"{stage.name}-{sha256_of(self.wanted(recipe, stage))[:12]}"
         if not (place / "manifest.json").is_file():

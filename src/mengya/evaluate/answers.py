@@ -55,7 +55,7 @@ def answer(
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 128,
     part: tuple[int, int] = (0, 1),
 ) -> Answers:

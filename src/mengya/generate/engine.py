@@ -33,7 +33,7 @@ def generate(
     max_new_tokens: int | Sequence[int],
     stop_ids: Collection[int],
     sampling: Sampling = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 64,
     part: tuple[int, int] = (0, 1),
 ) -> list[Generation]:
@@ -46,7 +46,8 @@ def generate(
     positions are used up (not finished); a prompt that is longer than the positions gets an empty, unfinished one.
     `batch_size` rows are decoded at a time; a row that stops makes room for the next prompt. Equal prompts are read
     once, and so is the beginning that all have in common. Results, sampled ones too, do not depend on `batch_size`
-    (but for rounding): the chance of each prompt and step is drawn beforehand, from `seed`.
+    (but for rounding): the chance of each prompt and step is drawn beforehand, from `seed`. With a seed a prompt, an
+    answer does not depend on the other prompts either.
     """
     assert all(prompts), "an empty prompt predicts nothing"
     assert batch_size > 0
@@ -62,9 +63,13 @@ def generate(
     return [Generation(row.tokens, row.logps, row.finished) for row in rows]
 
 
-def _uniform(seed: int, num_prompts: int, num_steps: int, device: torch.device) -> Tensor:
+def _uniform(seed: int | Sequence[int], num_prompts: int, num_steps: int, device: torch.device) -> Tensor:
     """Numbers in [0, 1) drawn on the CPU, so that every device samples the same text."""
-    return torch.rand(num_prompts, num_steps, generator=torch.Generator().manual_seed(seed)).to(device)
+    if isinstance(seed, int):
+        return torch.rand(num_prompts, num_steps, generator=torch.Generator().manual_seed(seed)).to(device)
+    assert len(seed) == num_prompts, "one seed a prompt"
+    rows = [torch.rand(num_steps, generator=torch.Generator().manual_seed(own)) for own in seed]
+    return torch.stack(rows).to(device)
 
 
 class Session:

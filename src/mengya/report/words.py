@@ -27,6 +27,7 @@ STAGES = {
     "shards": Words("分片", "Token shards"),
     "pretrain": Words("预训练", "Pretraining"),
     "sft": Words("指令微调", "Instruction tuning"),
+    "preferences": Words("偏好数据", "Preference pairs"),
     "reward": Words("奖励模型", "Reward model"),
     "dpo": Words("直接偏好优化", "DPO"),
     "ppo": Words("强化学习", "PPO"),
@@ -35,6 +36,10 @@ STAGES = {
 }
 
 METRICS = {
+    "kept_share": Words("成对的提示", "prompts that gave a pair", "percent"),
+    "chosen_longer_share": Words("较好的回答更长", "better answer is the longer", "percent"),
+    "chosen_accuracy": Words("较好的回答正确率", "better answers that are right", "percent"),
+    "rejected_accuracy": Words("较差的回答正确率", "worse answers that are right", "percent"),
     "bits_per_byte": Words("每字节比特", "bits per byte"),
     "answer_bits_per_byte": Words("回答的每字节比特", "bits per byte of answers"),
     "loss": Words("训练损失", "training loss"),

@@ -11,7 +11,7 @@ from mengya.corpus.playground.judges import repetition
 from mengya.evaluate.answers import Answers
 from mengya.evaluate.pairs import score_texts
 from mengya.model.heads import Scorer
-from mengya.settings import RolloutSettings
+from mengya.settings import PreferencesSettings, RolloutSettings
 
 _CONSTANT = 1e-3
 """Standard deviation, in log-odds of one answer against another, below which scores say nothing."""
@@ -49,7 +49,9 @@ def reward_scores(model: Scorer, answers: Answers) -> list[float]:
     return score_texts(model, sequences)
 
 
-def penalised(rewards: Sequence[float], answers: Answers, settings: RolloutSettings) -> list[float]:
+def penalised(
+    rewards: Sequence[float], answers: Answers, settings: RolloutSettings | PreferencesSettings
+) -> list[float]:
     """The rewards less what rules take: for an answer that never ends, and for repetition.
 
     The end penalty (Huang et al. 2024, detail 4: without it answers run into the length limit) and the repetition

@@ -19,7 +19,7 @@ from mengya.model.heads import Scorer
 from mengya.rl.division import joined, share_of
 from mengya.rl.rewards import Scale, reward_scores
 from mengya.rl.user_reward import UserReward
-from mengya.settings import PPOSettings, RewardTerm, RolloutSettings
+from mengya.settings import PPOSettings, PreferencesSettings, RewardTerm, RolloutSettings
 from mengya.train.parallel import World
 
 
@@ -39,7 +39,9 @@ class RewardTerms:
     scale: Scale | None = None
 
     @classmethod
-    def of(cls, settings: RolloutSettings, model: Scorer | None, world: World, stage: str) -> RewardTerms:
+    def of(
+        cls, settings: RolloutSettings | PreferencesSettings, model: Scorer | None, world: World, stage: str
+    ) -> RewardTerms:
         """The terms of `settings`; UserError for a function that is not there or cannot be loaded."""
         functions = {}
         for number, term in enumerate(settings.rewards):

@@ -27,12 +27,17 @@ def inspect(path: Path | str, sample: int | None = None, seed: int = 0, reason: 
     if not path.exists():
         raise UserError("no such file or directory", where=path, mend="give a run, a stage, a model or a file of data")
     is_stage = (path / "manifest.json").is_file() or (path / "started.json").is_file()
-    is_data = is_data_directory(path) or (path.is_file() and is_readable(path)) or (path / "documents").is_dir()
+    is_data = (
+        is_data_directory(path)
+        or (path.is_file() and is_readable(path))
+        or (path / "documents").is_dir()
+        or (path / "pairs").is_dir()
+    )
     if reason is not None and not is_data:
         raise UserError(
             "only what was dropped has a reason",
             where=path,
-            mend="give RUN/corpus, a directory in it, or a dropped.jsonl",
+            mend="give RUN/corpus, RUN/preferences, a directory in them, or a dropped.jsonl",
         )
     if (path / "recipe.yaml").is_file():
         print_run(console, Run.open(path))
@@ -41,6 +46,8 @@ def inspect(path: Path | str, sample: int | None = None, seed: int = 0, reason: 
             print_stage(console, path)
         if (path / "documents").is_dir():
             print_corpus(console, path, _CORPUS_SAMPLE if sample is None else sample, seed, reason)
+        elif is_data_directory(path / "pairs"):
+            print_directory(console, path / "pairs", _SAMPLE if sample is None else sample, seed, reason)
     elif (path / "config.json").is_file():
         print_model(console, path)
     elif is_data_directory(path):

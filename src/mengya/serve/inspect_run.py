@@ -21,6 +21,7 @@ _KEY_METRICS = {
     "tokenizer": ("chars_per_token",),
     "pretrain": ("validation_loss", "bits_per_byte", "cloze_accuracy"),
     "sft": ("qa_accuracy", "multi_turn_accuracy", "identity_accuracy"),
+    "preferences": ("kept_share", "chosen_accuracy", "rejected_accuracy"),
     "reward": ("pair_accuracy", "length_only_accuracy", "characters_only_accuracy"),
     "dpo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),
     "ppo": ("gold_score", "qa_accuracy", "win_rate_vs_sft"),

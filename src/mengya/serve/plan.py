@@ -120,8 +120,16 @@ def _as_data(
         "seconds": round(sum(plan.seconds for plan in plans), 3),
         "machines": machines,
         "warnings": [f"{plan.stage} is not planned" for plan in plans if not plan.known]
+        + _of_own_pairs(recipe)
         + warnings(recipe, config, tokens),
     }
+
+
+def _of_own_pairs(recipe: Recipe) -> list[str]:
+    """A line for each stage that will train on pairs which nobody can count before they are made."""
+    settings = {stage: getattr(recipe, stage) for stage in ("reward", "dpo", "ppo", "grpo") if stage in recipe.stages}
+    wanting = [stage for stage, section in settings.items() if section.pairs_from != "corpus"]
+    return [f"{stage} is planned with the corpus's pairs alone; the run's own are not there yet" for stage in wanting]
 
 
 def _stage(plan: StagePlan) -> dict[str, Any]:

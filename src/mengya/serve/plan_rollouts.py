@@ -70,7 +70,8 @@ class RolloutParts(Parts):
         settings = self._settings("grpo")
         assert isinstance(settings, GRPOSettings)
         began = time.perf_counter()
-        prompts = [question.messages for question in grpo_prompts(self.context)]
+        sampled = settings.model_copy(update={"pairs_from": "corpus"})  # the only pairs that a sample has
+        prompts = [question.messages for question in grpo_prompts(self.context, sampled)]
         count = settings.batch_prompts * settings.group_size
         lengths = self._drawn(self.answer_lengths, count, settings.max_new_tokens)
         answers = answers_of_lengths(prompts, self.tokenizer, lengths, settings)

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mengya.settings.alignment import DPOSettings, GRPOSettings, PPOSettings, RewardTerm, RolloutSettings
-from mengya.settings.base import STAGE_NAMES, Fraction, Positive, PositiveFloat, Settings, StageName
+from mengya.settings.alignment import (
+    DPOSettings,
+    GRPOSettings,
+    PPOSettings,
+    PreferencesSettings,
+    RewardTerm,
+    RolloutSettings,
+)
+from mengya.settings.base import STAGE_NAMES, Fraction, PairsFrom, Positive, PositiveFloat, Settings, StageName
 from mengya.settings.cleaning import RULE_SETS, CleaningSettings
 from mengya.settings.data import (
     HOW_NOT_WHAT,
@@ -39,8 +46,8 @@ from mengya.settings.training import (
 __all__ = [
     "HOW_NOT_WHAT", "MAX_REWARD_MEMBERS", "RULE_SETS", "STAGE_NAMES", "CleaningSettings", "CorpusSettings", "DPOSettings",
     "EvaluateSettings", "EvaluationSet", "ExecutorSettings", "FitSettings", "Fraction", "GRPOSettings",
-    "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "ParallelSettings",
-    "PlaygroundSettings", "Positive", "PositiveFloat", "PretrainSettings", "Recipe", "RewardSettings",
+    "GuardSettings", "Identity", "ModelSettings", "PPOSettings", "PairTrainSettings", "PairsFrom", "ParallelSettings",
+    "PlaygroundSettings", "Positive", "PositiveFloat", "PreferencesSettings", "PretrainSettings", "Recipe", "RewardSettings",
     "RewardTerm", "RolloutSettings", "SFTSettings", "Settings", "ShardsSettings", "SlurmSettings", "Source",
     "StageName", "TokenizerSettings", "TrainSettings", "ValidatedSettings",
     "micro_batch_key", "micro_batch_of",
@@ -52,8 +59,9 @@ class Recipe(Settings):
     """Names the run directory, runs/NAME."""
     description: str = ""
     seed: int = 1
-    stages: list[StageName] = [name for name in STAGE_NAMES if name != "grpo"]
-    """grpo runs where it is named: it wants prompts whose answers can be verified."""
+    stages: list[StageName] = [name for name in STAGE_NAMES if name not in ("preferences", "grpo")]
+    """These two run where they are named: preferences makes pairs where `corpus.preferences` has none, or not of the model's
+    own answers; grpo wants prompts whose answers can be verified."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively, fp32 otherwise. fp16, with a scaled loss, is for CUDA
     devices without bf16."""
@@ -71,6 +79,7 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings(preset="3m")
     pretrain: PretrainSettings = PretrainSettings()
     sft: SFTSettings = SFTSettings()
+    preferences: PreferencesSettings = PreferencesSettings()
     reward: RewardSettings = RewardSettings()
     dpo: DPOSettings = DPOSettings()
     ppo: PPOSettings = PPOSettings()

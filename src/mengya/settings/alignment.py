@@ -1,4 +1,4 @@
-"""How the stages that align a model train: DPO on pairs, PPO and GRPO on the model's own answers, all under the guard."""
+"""How the stages that align a model train: DPO on pairs, PPO and GRPO on the model's own answers; how pairs are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
+from mengya.settings.base import Fraction, PairsFrom, Positive, PositiveFloat, Settings
+from mengya.settings.data import MessageSourceList
 from mengya.settings.guard import GuardSettings, NotNegative
 from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSettings, micro_batch_field
 
@@ -49,6 +50,8 @@ class RewardTerm(Settings):
 class RolloutSettings(TrainSettings):
     """Stages that train on the model's own, sampled answers."""
 
+    pairs_from: PairsFrom = "corpus"
+    """Of which preference pairs the prompts are (of GRPO where it has no exercises): see `reward.pairs_from`."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 5e-5
     weight_decay: NotNegative = 0.0
@@ -140,3 +143,45 @@ class GRPOSettings(RolloutSettings):
     """Every token weighs the same (DAPO), or every answer (Shao et al. 2024)."""
     resample: Annotated[int, Field(ge=0)] = 2
     """Times that prompts whose answers all got the same reward, which teach nothing, are replaced by others (DAPO)."""
+
+
+class PreferencesSettings(Settings):
+    """Pairs from the SFT model's own answers to prompts that it was not trained on."""
+
+    method: Literal["best_of_n", "reference"] = "best_of_n"
+    """best_of_n: the best against the worst of `num_samples` own answers, so both sides have one source; reference: the
+    reference answer against an own one."""
+    sources: MessageSourceList = []
+    """Conversations whose prompts (and, as references, last answers) are used; `playground` makes fresh exercises. When empty:
+    exercises where the embedded corpus is among the conversations, else the prompts of `corpus.preferences`."""
+    kinds: list[str] = []
+    """Kinds of exercises, as `grpo.kinds`; all when empty."""
+    num_prompts: Positive = 2000
+    """Prompts to answer, at most."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """Share of the prompts whose pairs are held out, chosen by the hash of what the user says first. Prompts of
+    `corpus.preferences` stay on their side."""
+    num_samples: Annotated[int, Field(ge=2)] = 4
+    """Answers a prompt, for best_of_n."""
+    judge: Literal["gold", "rewards", "rules"] | None = None
+    """gold: the judges' score, where the truth is known; rewards: the terms below; rules: nothing but the two penalties
+    below, which every judge subtracts. When absent: gold where every prompt has a truth, else rules."""
+    rewards: list[RewardTerm] = []
+    """For the judge `rewards`, as `grpo.rewards`, but no `model`: the reward model comes after the pairs."""
+    missing_end_penalty: NotNegative = 1.0
+    """Subtracted from the score of an answer that never ends."""
+    repetition_penalty: NotNegative = 1.0
+    """Subtracted in full from an answer that is nothing but repetition, seen character by character."""
+    min_margin: NotNegative = 0.0
+    """best_of_n: a pair is kept when the best score is above the worst by more than this."""
+    drop_right_answers: bool = True
+    """reference: drop a pair whose own answer is right, where the truth is known; it is not worse than the reference."""
+    max_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Jaccard similarity of character 5-grams from which two answers are near-equal, and their pair is dropped."""
+    balance_length: bool = False
+    """Drop pairs until the chosen answer is the longer one as often as the shorter."""
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 64
+    """Answers decoded at a time; four times as many are one part, the unit of resuming."""

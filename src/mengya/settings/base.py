@@ -6,12 +6,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-StageName = Literal["corpus", "tokenizer", "shards", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate"]
+StageName = Literal[
+    "corpus", "tokenizer", "shards", "pretrain", "sft", "preferences", "reward", "dpo", "ppo", "grpo", "evaluate"
+]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+PairsFrom = Literal["corpus", "own", "both"]
+"""Whose preference pairs: those of `corpus.preferences`, those that the stage `preferences` made, or both."""
 
 
 class Settings(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
+from mengya.settings.base import Fraction, PairsFrom, Positive, PositiveFloat, Settings
 
 MicroBatch = Positive | Literal["auto"]
 """auto: as large as memory allows, and as is fast (`stages.micro_batch`); the effective batch stays, so the gradient does."""
@@ -134,6 +134,8 @@ class SFTSettings(ValidatedSettings):
 class PairTrainSettings(FitSettings):
     """Stages that train on preference pairs."""
 
+    pairs_from: PairsFrom = "corpus"
+    """corpus: those of `corpus.preferences`; own: those that `mengya preferences` made; both: one after the other."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-4
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0

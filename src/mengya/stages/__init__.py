@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from mengya.corpus import catalogue
 from mengya.run import Context, Outcome, Stage
-from mengya.settings import MAX_REWARD_MEMBERS, Recipe, RewardTerm, Source, StageName
+from mengya.settings import (
+    MAX_REWARD_MEMBERS,
+    PairTrainSettings,
+    Recipe,
+    RewardTerm,
+    RolloutSettings,
+    Source,
+    StageName,
+)
 
 
 def _execute(context: Context) -> Outcome:
@@ -15,9 +25,14 @@ def _execute(context: Context) -> Outcome:
     from mengya.stages.ranks import call_all
 
     call_all(context)
-    module = importlib.import_module(f"mengya.stages.{context.stage.name}")
-    outcome: Outcome = module.execute(context)
+    outcome: Outcome = module_of(context.stage.name).execute(context)
     return outcome
+
+
+def module_of(name: StageName) -> ModuleType:
+    """The module whose `execute` does the stage."""
+    # `stages.preferences` is what the stages share that train on pairs.
+    return importlib.import_module(f"mengya.stages.{'own_pairs' if name == 'preferences' else name}")
 
 
 def source_files(source: Source) -> list[Path]:
@@ -55,22 +70,39 @@ def _corpus_files(recipe: Recipe) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _reward_files(rewards: list[RewardTerm]) -> list[Path]:
+def _function_files(rewards: list[RewardTerm]) -> list[Path]:
     """The files of the user's own reward functions."""
     named = [term.function.rpartition(":")[0] for term in rewards if term.function]
     return [Path(file) for file in named if Path(file).is_file()]
 
 
 def _ppo_files(recipe: Recipe) -> list[Path]:
-    return _reward_files(recipe.ppo.rewards)
+    return _function_files(recipe.ppo.rewards)
 
 
 def _grpo_files(recipe: Recipe) -> list[Path]:
-    return _reward_files(recipe.grpo.rewards)
+    return _function_files(recipe.grpo.rewards)
+
+
+def _preference_files(recipe: Recipe) -> list[Path]:
+    files = [file for source in recipe.preferences.sources for file in source_files(source)]
+    return list(dict.fromkeys([*files, *_function_files(recipe.preferences.rewards)]))
+
+
+def _pairs_of(name: str) -> Callable[[Recipe], tuple[str, ...]]:
+    """What a stage asks for when its recipe wants the pairs that the run made for itself."""
+
+    def asks(recipe: Recipe) -> tuple[str, ...]:
+        settings: PairTrainSettings | RolloutSettings = getattr(recipe, name)
+        return () if settings.pairs_from == "corpus" else (OWN_PAIRS,)
+
+    return asks
 
 
 TOKEN_FILES = "token_files"
 """Name of the source that `shards.token_files` are."""
+OWN_PAIRS = "preferences/pairs"
+"""What the stage `preferences` makes: pairs in the layout of corpus/preferences."""
 _HARDWARE = ("seed", "precision", "device")
 _DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
@@ -87,9 +119,15 @@ def _stage(
     uses: tuple[str, ...] = (),
 ) -> Stage:
     files = {
-        "corpus": _corpus_files, "tokenizer": tokenizer_files, "shards": token_files, "ppo": _ppo_files, "grpo": _grpo_files
-    }  # fmt: skip
-    return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses)
+        "corpus": _corpus_files,
+        "tokenizer": tokenizer_files,
+        "shards": token_files,
+        "preferences": _preference_files,
+        "ppo": _ppo_files,
+        "grpo": _grpo_files,
+    }
+    asks = _pairs_of(name) if name in ("reward", "dpo", "ppo", "grpo") else lambda recipe: ()
+    return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses, asks)
 
 
 STAGES: dict[StageName, Stage] = {
@@ -114,6 +152,12 @@ STAGES: dict[StageName, Stage] = {
             (*_HARDWARE, "sft", "evaluate"),
             ("pretrain/model", "pretrain/evaluation.json", "corpus/conversations", *_CHAT_NEEDS),
             ("sft/model", "sft/evaluation.json"),
+        ),
+        _stage(
+            "preferences",
+            (*_HARDWARE, "identity", "playground", "corpus", "preferences"),
+            ("sft/model", "corpus/conversations", "corpus/preferences", "tokenizer/model", _HELD_OUT),
+            (OWN_PAIRS,),
         ),
         _stage(
             "reward",
@@ -154,12 +198,12 @@ STAGES: dict[StageName, Stage] = {
 """In dependency order: a stage needs only what stands before it."""
 
 
-def downstream(name: StageName) -> list[StageName]:
+def downstream(name: StageName, recipe: Recipe) -> list[StageName]:
     """The stages that are made, directly or not, from what `name` makes, in order."""
     made = set(STAGES[name].makes)
     found: list[StageName] = []
     for stage in STAGES.values():
-        if made & {*stage.needs, *stage.uses}:
+        if made & {*stage.all_needs(recipe), *stage.uses}:
             found.append(stage.name)
             made |= set(stage.makes)
     return found

@@ -44,24 +44,27 @@ def model_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 
 def _check_sources(recipe: Recipe) -> None:
     for kind in ("documents", "conversations", "preferences"):
-        sources: list[Source] = getattr(recipe.corpus, kind)
-        for index, source in enumerate(sources):
-            where = f"corpus.{kind}.{index}"
-            if source.playground:
-                continue
-            if source.dataset is not None:
-                catalogue.check(source, kind.removesuffix("s"), where)
-                continue
-            if source.path is None:
-                raise UserError(
-                    "a source without a path", where=where, mend="write `playground`, `{path: …}` or `{dataset: …}`"
-                )
-            if not source_files(source):
-                raise UserError(
-                    f"no such file: {source.path}",
-                    where=f"{where}.path",
-                    mend="mend the path; a relative one starts where you are",
-                )
+        _check_files(getattr(recipe.corpus, kind), kind, f"corpus.{kind}")
+
+
+def _check_files(sources: list[Source], kind: str, section: str) -> None:
+    for index, source in enumerate(sources):
+        where = f"{section}.{index}"
+        if source.playground:
+            continue
+        if source.dataset is not None:
+            catalogue.check(source, kind.removesuffix("s"), where)
+            continue
+        if source.path is None:
+            raise UserError(
+                "a source without a path", where=where, mend="write `playground`, `{path: …}` or `{dataset: …}`"
+            )
+        if not source_files(source):
+            raise UserError(
+                f"no such file: {source.path}",
+                where=f"{where}.path",
+                mend="mend the path; a relative one starts where you are",
+            )
 
 
 def _check_evaluation_sets(recipe: Recipe) -> None:
@@ -186,6 +189,7 @@ def check_recipe(recipe: Recipe) -> None:
         _check_executor(recipe)
         _check_evaluation_sets(recipe)
         _check_sources(recipe)
+    _check_files(recipe.preferences.sources, "conversations", "preferences.sources")
     needed_sources = {
         "documents": ("corpus",),
         "conversations": ("sft",),
@@ -195,6 +199,8 @@ def check_recipe(recipe: Recipe) -> None:
         wanting = [stage for stage in stages if stage in recipe.stages]
         if kind == "documents" and token_files(recipe):
             continue  # there is something to train on without them
+        if kind == "preferences":  # some may have the pairs that the run makes for itself
+            wanting = [stage for stage in wanting if getattr(recipe, stage).pairs_from == "corpus"]
         if wanting and "corpus" in recipe.stages and not getattr(recipe.corpus, kind):
             raise UserError(
                 f"the stage {wanting[0]} needs corpus.{kind}, which is empty",

@@ -36,7 +36,7 @@ def world_of_recipe(recipe: Recipe) -> Playground:
     return Playground(seed=recipe.seed, **recipe.playground.model_dump(), **recipe.identity.model_dump())
 
 
-def _inputs(sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe) -> list[Input]:
+def inputs_of(sources: list[Source], kind: Kind, embedded: list[Any], recipe: Recipe) -> list[Input]:
     """What records are read from, in the recipe's order: a source's files one by one."""
     inputs: list[Input] = []
     for source in sources:
@@ -47,7 +47,7 @@ def _inputs(sources: list[Source], kind: Kind, embedded: list[Any], recipe: Reci
     return inputs
 
 
-def _evaluation_grams(settings: CorpusSettings, work: Path) -> Path | None:
+def grams_of(settings: CorpusSettings, work: Path) -> Path | None:
     """The 13-grams of the recipe's evaluation sets, made once for all that looks at them; None where it names none."""
     if not settings.evaluation:
         return None
@@ -97,7 +97,7 @@ def _replace_held_out(directory: Path, held_out: list[Record]) -> None:
 
 
 @contextmanager
-def _refused(context: Context) -> Iterator[Rejects]:
+def refused(context: Context) -> Iterator[Rejects]:
     """What could not be read, left in rejects.jsonl; UserError above the share that the recipe allows.
 
     Nothing left to train on may be because nothing could be read: then that is said, for it is what there is to mend.
@@ -114,11 +114,13 @@ def _refused(context: Context) -> Iterator[Rejects]:
     rejects.check(allowed)
     if rejects.counts:
         reasons = ", ".join(f"{reason} {count}" for reason, count in rejects.counts.most_common())
-        say(f"corpus: {sum(rejects.counts.values())} of {rejects.num_rows} rows rejected ({reasons}); see {file}")
+        say(
+            f"{context.stage.name}: {sum(rejects.counts.values())} of {rejects.num_rows} rows rejected ({reasons}); see {file}"
+        )
 
 
 def execute(context: Context) -> Outcome:
-    with _refused(context) as rejects:
+    with refused(context) as rejects:
         return _build(context, rejects)
 
 
@@ -131,10 +133,10 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
 
     planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
     work = context.directory / "work"
-    grams = _evaluation_grams(settings, work)
+    grams = grams_of(settings, work)
     with atomic_directory(context.directory / "documents") as directory:
         if settings.documents:  # without any, token files alone are trained on
-            inputs = _inputs(settings.documents, "document", [plant.document for plant in planted], recipe)
+            inputs = inputs_of(settings.documents, "document", [plant.document for plant in planted], recipe)
             counts["documents"], repairs = build_documents(
                 inputs, settings, recipe.seed, directory, work=work, rejects=rejects, grams=grams
             )
@@ -157,7 +159,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
         with atomic_directory(context.directory / name) as directory:
             if sources:
                 counts[name], mended = builder(
-                    _inputs(sources, kind, embedded, recipe),
+                    inputs_of(sources, kind, embedded, recipe),
                     settings,
                     recipe.seed,
                     directory,

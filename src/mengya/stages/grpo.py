@@ -9,6 +9,7 @@ from mengya.rl.align import align
 from mengya.rl.grpo import GRPO, grpo_objective
 from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Outcome
+from mengya.settings import GRPOSettings
 from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
@@ -17,9 +18,9 @@ from mengya.stages.rollouts import rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
 
 
-def grpo_prompts(context: Context) -> list[Question]:
+def grpo_prompts(context: Context, settings: GRPOSettings) -> list[Question]:
     """Exercises of the embedded corpus where it is part of the run; else the prompts of the preference pairs."""
-    return rollout_prompts(context, context.recipe.grpo, exercises=True)
+    return rollout_prompts(context, settings, exercises=True)
 
 
 def execute(context: Context) -> Outcome:
@@ -30,7 +31,7 @@ def execute(context: Context) -> Outcome:
     world, tokenizer = world_of(context), tokenizer_of(context)
     check_measured_alike(context)
     torch.manual_seed(recipe.seed)
-    prompts = grpo_prompts(context)
+    prompts = grpo_prompts(context, settings)
     model = load_rewards(context, world) if scores else None
     reference = load_language_model(context, "sft/model", world).requires_grad_(False)
     policy = parallelize(load_language_model(context, "sft/model", world), world, recipe.parallel)

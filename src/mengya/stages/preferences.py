@@ -8,13 +8,17 @@ from mengya.data.pairs import PairLoader, TokenPair, render_pairs
 from mengya.errors import UserError
 from mengya.files import read_jsonl
 from mengya.run import Context
-from mengya.settings import PairTrainSettings, micro_batch_of
+from mengya.settings import PairsFrom, PairTrainSettings, micro_batch_of
+from mengya.stages import OWN_PAIRS
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
 
-def preference_pairs(context: Context, split: str) -> list[PreferencePair]:
-    return [records.preference_pair(row) for row in read_jsonl(context.path(f"corpus/preferences/{split}.jsonl"))]
+def preference_pairs(context: Context, split: str, pairs_from: PairsFrom = "corpus") -> list[PreferencePair]:
+    """The pairs of a split: the corpus's, those that the stage `preferences` made, or both."""
+    folders = {"corpus": ["corpus/preferences"], "own": [OWN_PAIRS], "both": ["corpus/preferences", OWN_PAIRS]}
+    files = [context.path(folder) / f"{split}.jsonl" for folder in folders[pairs_from]]
+    return [records.preference_pair(row) for file in files for row in read_jsonl(file)]
 
 
 def pair_loader(

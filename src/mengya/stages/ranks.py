@@ -6,7 +6,6 @@ which all take part, it publishes the stage and the resolved recipe; the others,
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import uuid
@@ -22,7 +21,7 @@ from mengya.settings import Recipe, StageName
 if TYPE_CHECKING:
     from mengya.train.parallel import Group
 
-TOGETHER: tuple[StageName, ...] = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
+TOGETHER: tuple[StageName, ...] = ("pretrain", "sft", "preferences", "reward", "dpo", "ppo", "grpo")
 """Stages that all ranks work on; the others are rank 0's alone."""
 
 
@@ -93,7 +92,7 @@ def _lost_contact(error: BaseException) -> bool:
 
 
 def _follow(group: Group) -> None:
-    from mengya.stages import STAGES
+    from mengya.stages import STAGES, module_of
 
     while (word := group.hear())["stage"] is not None:
         directory = Path(word["directory"])
@@ -105,7 +104,7 @@ def _follow(group: Group) -> None:
             )
         group.barrier()
         context = Context(Recipe.model_validate(word["recipe"]), Run(directory), STAGES[word["stage"]])
-        importlib.import_module(f"mengya.stages.{context.stage.name}").execute(context)
+        module_of(context.stage.name).execute(context)
 
 
 def call_all(context: Context) -> None:

@@ -48,7 +48,7 @@ def train_member(
         model.draw_head()
     model = parallelize(model, world, recipe.parallel)
     settings = fitted(settings, model, reward_loss, world, recipe.parallel)
-    train, validation = preference_pairs(context, "train"), preference_pairs(context, "validation")
+    train, validation = (preference_pairs(context, split, settings.pairs_from) for split in ("train", "validation"))
     loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world, seed=seed)
     directory = context.directory if number == 0 else context.directory / f"member-{number}"
     directory.mkdir(exist_ok=True)
@@ -79,7 +79,10 @@ def measured(
     context: Context, model: RewardModel, settings: RewardSettings, world: World
 ) -> tuple[list[PairScores], list[PairScores]]:
     """Every member's scores of the held-out pairs, with their prompts and without; `model` is the last member."""
-    tokenizer, validation = tokenizer_of(context), preference_pairs(context, "validation")
+    tokenizer, validation = (
+        tokenizer_of(context),
+        preference_pairs(context, "validation", context.recipe.reward.pairs_from),
+    )
     scores, bare = [], []
     for number in range(settings.members):
         if number < settings.members - 1:
@@ -108,7 +111,9 @@ def execute(context: Context) -> Outcome:
     else:
         scores, bare = (joint(of, offsets, settings.conservatism) for of in (members, bare_members))
     # What the model is trained on and asked about: long pairs, which it never sees, differ in length by other habits.
-    train = that_fit(preference_pairs(context, "train"), tokenizer_of(context), settings.sequence_length)
+    train = that_fit(
+        preference_pairs(context, "train", settings.pairs_from), tokenizer_of(context), settings.sequence_length
+    )
     metrics, found = measure_reward(scores, bare, train)
     if len(members) > 1:
         metrics |= {f"member_accuracy.{number}": of.accuracy() for number, of in enumerate(members)}

@@ -33,7 +33,7 @@ def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: b
     if exercises and any(source.playground for source in recipe.corpus.conversations):
         prompts = playground.generate_exercises(world_of_recipe(recipe), settings.num_exercises, settings.kinds)
     else:
-        pairs = preference_pairs(context, "train")
+        pairs = preference_pairs(context, "train", settings.pairs_from)
         prompts = [Question(prompt, "open") for prompt in distinct_prompts(pairs)]
     if {term.kind for term in settings.rewards} == {"truth"} and not any(map(has_truth, prompts)):
         raise UserError(

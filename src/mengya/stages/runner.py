@@ -46,7 +46,7 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
                 say(f"{name}: taken back from earlier work with these very settings and inputs")
                 did_something = True
                 continue
-            later = [later for later in downstream(name) if run.manifest(later) is not None]
+            later = [later for later in downstream(name, recipe) if run.manifest(later) is not None]
             behind = f"; stale with it, if its result differs: {', '.join(later)}" if later else ""
             if reason not in ("not yet run", "interrupted"):
                 say(f"{name}: stale, {reason}{behind}")

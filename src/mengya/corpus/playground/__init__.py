@@ -28,6 +28,7 @@ __all__ = [
     "PlantedDocument",
     "Playground",
     "build_world",
+    "generate_answered_exercises",
     "generate_clozes",
     "generate_conversations",
     "generate_documents",
@@ -135,6 +136,14 @@ def generate_exercises(playground: Playground, count: int, kinds: list[str] | No
     """Questions with their truth, in training wordings: what reinforcement learning with verifiable rewards trains on."""
     rng = playground.rng("exercises")
     return questions.generate_exercises(rng, playground.world, playground.identity, count, kinds)
+
+
+def generate_answered_exercises(
+    playground: Playground, count: int, kinds: list[str] | None = None
+) -> list[tuple[Question, str]]:
+    """Exercises, other ones than those of `generate_exercises`, each with a plain right answer."""
+    rng = playground.rng("answered exercises")
+    return questions.answered_exercises(rng, playground.world, playground.identity, count, kinds)
 
 
 def generate_clozes(playground: Playground) -> list[Cloze]:

@@ -65,11 +65,18 @@ def generate_exercises(
     rng: Random, world: World, identity: Identity, count: int, kinds: list[str] | None = None
 ) -> list[Question]:
     """`count` questions to train on, in training wordings, each with its truth; of `kinds` (EXERCISES) or of all."""
+    return [question for question, _ in answered_exercises(rng, world, identity, count, kinds)]
+
+
+def answered_exercises(
+    rng: Random, world: World, identity: Identity, count: int, kinds: list[str] | None = None
+) -> list[tuple[Question, str]]:
+    """The same, each with a plain right answer."""
     shares = {kind: share for kind, share in EXERCISES.items() if not kinds or kind in kinds}
     exercises = []
     for kind in rng.choices(list(shares), list(shares.values()), k=count):
         turns = dialogue(rng, world, identity, kind, num_rounds(rng))
-        exercises.append(_question(turns, turns[-1].kind))
+        exercises.append((_question(turns, turns[-1].kind), turns[-1].answer))
     return exercises
 
 
