@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -38,8 +39,6 @@ def _files(run, folder):
 @pytest.fixture(scope="module")
 def made_run(tiny_run, tmp_path_factory):
     """A copy of the tiny run with pairs of own answers, to be read only; and what was said."""
-    import shutil
-
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("made") / "run")
     done = mengya("preferences", TINY, "--out", run, *MADE)
     assert done.returncode == 0, done.stderr
@@ -131,8 +130,6 @@ def test_balanced_pairs_tell_nothing_by_length(made_run, tiny_copy):
 
 
 def test_own_pairs_are_trained_on_where_the_recipe_says_so_and_then_only(made_run, tiny_run, tmp_path):
-    import shutil
-
     run = shutil.copytree(made_run[0], tmp_path / "run")
     as_before = mengya("reward", TINY, "--out", run, *MADE)
     assert "reward: done already, nothing has changed" in as_before.stderr, "pairs that nobody asked for change nothing"
@@ -147,19 +144,17 @@ def test_own_pairs_are_trained_on_where_the_recipe_says_so_and_then_only(made_ru
     own = manifest["metrics"]["reward.pair_accuracy.own_reference"]
     assert own["n"] == len(_pairs(run, "validation"))
 
-    changed = mengya("preferences", TINY, "--out", run, *MADE, "--set", "preferences.max_similarity=0.01",
+    changed = mengya("preferences", TINY, "--out", run, *MADE, "--set", "preferences.temperature=0.7",
                      "--set", "reward.pairs_from=both")  # fmt: skip
     assert changed.returncode == 0, changed.stderr
     assert "stale with it, if its result differs: reward" in changed.stderr
-    again = mengya("reward", TINY, "--out", run, *MADE, "--set", "preferences.max_similarity=0.01",
+    again = mengya("reward", TINY, "--out", run, *MADE, "--set", "preferences.temperature=0.7",
                    "--set", "reward.pairs_from=both")  # fmt: skip
     assert "reward: stale, its input preferences/pairs changed" in again.stderr
 
 
 @pytest.mark.parametrize("method", ["dpo"])
 def test_dpo_trains_on_own_pairs_alone(made_run, tmp_path, method):
-    import shutil
-
     run = shutil.copytree(made_run[0], tmp_path / "run")
     done = mengya(method, TINY, "--out", run, *MADE, "--set", f"{method}.pairs_from=own")
     assert done.returncode == 0, done.stderr

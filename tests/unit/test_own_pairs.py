@@ -11,13 +11,18 @@ from small_tokenizer import small_tokenizer
 
 from mengya.corpus import playground
 from mengya.corpus.fresh_prompts import Prompt, asked_key, by_opening, choose, sample, used_among
-from mengya.corpus.records import Message, PreferencePair, Question
+from mengya.corpus.records import Conversation, Message, PreferencePair, Question, to_row
+from mengya.errors import UserError
 from mengya.evaluate.answers import SAMPLED, Answers, answer
+from mengya.files import read_jsonl, write_jsonl
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 from mengya.rl.own_pairs import Sampled, answer_seed, judged, make_pair, unbalanced
 from mengya.rl.terms import RewardTerms
-from mengya.settings import PreferencesSettings, RewardTerm
+from mengya.run import Context, Run
+from mengya.settings import PreferencesSettings, Recipe, RewardTerm
+from mengya.stages import STAGES
+from mengya.stages.prompts import gather_prompts
 from mengya.train.parallel import World
 
 WORLD = World(0, 1, torch.device("cpu"), torch.float32)
@@ -250,3 +255,54 @@ def test_an_answer_depends_on_its_own_seed_and_not_on_the_prompts_beside_it():
     assert together[0] != together[1], "two samples of one prompt"
     assert tokens([4, 2], 1) == {4: together[4], 2: together[2]}
     assert tokens([3, 1, 0], 2) == {number: together[number] for number in (3, 1, 0)}
+
+
+# ---------------------------------------------------------------------------------------------- prompts of a corpus's own
+
+
+@pytest.fixture
+def real_run(tmp_path):
+    """A run on data without a truth, as the corpus stage leaves it: (context, prompts/ to make)."""
+    recipe = Recipe.model_validate({"name": "real", "preferences": {"num_prompts": 10}})
+    corpus = tmp_path / "corpus"
+
+    def pair(prompt, number):
+        return to_row(PreferencePair(_asked(prompt), f"好{number}", f"坏{number}", "rated", origin=f"rated:{number}"))
+
+    rows = {
+        "preferences/train": [pair("甲？", 1), pair("甲？", 2), pair("乙？", 3), pair("丙？", 4)],
+        "preferences/validation": [pair("丁？", 5)],
+        "conversations/train": [to_row(Conversation(_asked("乙", "一", "丙", "二"), "chat"))],
+        "evaluation/questions": [to_row(Question(_asked("你是谁？"), "identity", (("萌芽",),)))],
+        "evaluation/conversations": [to_row(Conversation(_asked("戊", "三"), "chat"))],
+    }
+    for name, held in rows.items():
+        write_jsonl(corpus / f"{name}.jsonl", held)
+    return Context(recipe, Run(tmp_path), STAGES["preferences"]), tmp_path / "preferences" / "prompts"
+
+
+def _gathered(context, place):
+    assert gather_prompts(context, small_tokenizer(), 200, place) == len(list(read_jsonl(place / "prompts.jsonl")))
+    prompts = [Prompt.of_row(row) for row in read_jsonl(place / "prompts.jsonl")]
+    return prompts, sorted((row["reason"], row["origin"]) for row in read_jsonl(place / "drops.jsonl"))
+
+
+def test_without_exercises_the_prompts_are_those_of_the_corpus_pairs_on_their_sides(real_run):
+    prompts, drops = _gathered(*real_run)
+    sides = {
+        prompt.messages[0].content: (prompt.held_out, prompt.reference, prompt.question.kind) for prompt in prompts
+    }
+    assert sides == {"甲？": (False, "好1", "open"), "丙？": (False, "好4", "open"), "丁？": (True, "好5", "open")}
+    assert drops == [("duplicate_prompt", "rated:2"), ("trained_on", "rated:3")]
+    again = (real_run[1] / "prompts.jsonl").stat().st_mtime_ns
+    assert _gathered(*real_run)[0] == prompts
+    assert (real_run[1] / "prompts.jsonl").stat().st_mtime_ns == again, "they are chosen once"
+
+
+def test_without_any_prompt_it_is_said(real_run):
+    context, place = real_run
+    for split in ("train", "validation"):
+        write_jsonl(context.path(f"corpus/preferences/{split}.jsonl"), [])
+    with pytest.raises(UserError, match="no prompt is left of 0"):
+        gather_prompts(context, small_tokenizer(), 200, place)
+    assert not place.exists()
