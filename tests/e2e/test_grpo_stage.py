@@ -96,6 +96,31 @@ def test_another_number_of_prompts_than_sft_was_measured_on_is_said_before_train
     assert not (tiny_copy / stage / "metrics.jsonl").exists(), "nothing was trained"
 
 
+SWITCHES = {
+    "dpo": ["loss=simpo", "beta=2", "margin=1", "label_smoothing=0.1"],
+    "ppo": [
+        "rewards=[{kind: truth}, {kind: model, weight: 0.5}]", "kl_target=null", "kl_estimator=k3", "whiten_advantages=false",
+        "kl_loss_coefficient=0.1", "entropy_coefficient=0.01", "values_from=policy", "value_clip=null", "reward_clip=null",
+        "normalise_rewards=false", "spike_sigmas=null",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", SWITCHES)
+def test_every_switch_can_be_thrown(tiny_run, tiny_copy, stage):
+    settings = [part for switch in SWITCHES[stage] for part in ("--set", f"{stage}.{switch}")]
+    done = mengya(stage, TINY, "--out", tiny_copy, *settings)
+    assert done.returncode == 0, done.stderr
+    assert f"{stage}: done in" in done.stderr
+    rows = [json.loads(line) for line in (tiny_copy / stage / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    counts = json.loads((tiny_copy / stage / "manifest.json").read_text())["counts"]
+    assert counts["skipped_steps"] == 0
+    if stage == "ppo":
+        assert all(row["reward_0_truth"] >= 0 and row["kl_coefficient"] == rows[0]["kl_coefficient"] for row in rows)
+        assert counts["prompts"] == 2000, "exercises, whose truth is known"
+
+
 def test_ipo_with_label_smoothing_is_refused(tmp_path):
     changes = ("--set", "dpo.loss=ipo", "--set", "dpo.label_smoothing=0.1")
     line = the_only_line(mengya("run", TINY, "--out", tmp_path / "run", *changes))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from road import MODEL_STAGES, STAGES, TINY, _environment, digest, is_done, manifests, mengya
+from road import GRPO, MODEL_STAGES, STAGES, TINY, _environment, digest, is_done, manifests, mengya
 
 
 def _torchrun(*arguments, settings=()):
@@ -83,6 +83,29 @@ def test_every_stage_on_two_processes(shard, tiny_run, tiny_copy):
     # A run made by two processes is not stale for one.
     again = mengya("run", TINY, "--out", tiny_copy, *(part for setting in auto for part in ("--set", setting)))
     assert "nothing to do" in again.stderr
+
+
+def test_grpo_on_two_processes_asks_the_users_function_once(grpo_run, tmp_path):
+    run = shutil.copytree(grpo_run, tmp_path / "run")
+    shutil.rmtree(run / "grpo")
+    process = _torchrun("grpo", TINY, "--out", run, settings=GRPO[1:])
+    _, err = _finish(process, 200)
+    assert process.returncode == 0, err
+    one, two = (json.loads((each / "grpo" / "manifest.json").read_text())["counts"] for each in (grpo_run, run))
+    assert two["rollouts"] == one["rollouts"]
+    rows = [json.loads((each / "grpo" / "metrics.jsonl").read_text().splitlines()[0]) for each in (grpo_run, run)]
+    for name in ("reward", "groups", "length", "end_rate"):
+        assert rows[1][name] == pytest.approx(rows[0][name]), "the first rollout, of the same weights, is the same"
+
+
+def test_a_users_function_that_never_works_ends_both_processes_with_one_line(tiny_copy, tmp_path):
+    (tmp_path / "mine.py").write_text("def score(prompt, answer, meta):\n    raise KeyError('no such thing')\n")
+    term = f"{{kind: function, function: '{tmp_path / 'mine.py'}:score'}}"
+    process = _torchrun("grpo", TINY, "--out", tiny_copy, settings=[f"grpo.rewards=[{term}]"])
+    _, err = _finish(process, 200)
+    (line,) = _own_lines(err)
+    assert "the reward function failed for all of 16 answers: KeyError: 'no such thing'" in line
+    assert 2 in _exit_codes(err)
 
 
 def test_a_mistake_is_one_line_and_one_exit_code(tmp_path):

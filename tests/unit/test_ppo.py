@@ -9,6 +9,7 @@ import torch
 from small_tokenizer import small_tokenizer
 
 from mengya.corpus.records import Message, Question
+from mengya.errors import UserError
 from mengya.evaluate.answers import SAMPLED, answer
 from mengya.model.config import ModelConfig
 from mengya.model.heads import RewardModel
@@ -19,6 +20,7 @@ from mengya.rl.learner import Learner
 from mengya.rl.rollout import answer_logps
 from mengya.rl.terms import RewardTerms
 from mengya.settings import PPOSettings, RewardTerm
+from mengya.stages.aligned import with_room
 from mengya.train import stability
 from mengya.train.parallel import World
 
@@ -205,3 +207,15 @@ def test_another_start_of_the_values_is_a_head_that_says_nothing():
     policy = _actors().policy
     fresh = RewardModel.from_language_model(policy)
     assert not fresh.scores(torch.arange(10)[None]).any()
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted_or_said():
+    lengths = [len(TOKENIZER.render(q.messages, add_generation_prompt=True)[0]) for q in QUESTIONS]
+    long = Question((Message("user", "小明在河边看见一只小船。" * 5),), "open")
+    room = {"sequence_length": max(lengths) + 6, "max_new_tokens": 6}
+    settings = SETTINGS.model_copy(update=room)
+    asked = [*QUESTIONS, long]
+    assert with_room(asked, [q.messages for q in asked], TOKENIZER, settings, "ppo") == QUESTIONS
+    tight = SETTINGS.model_copy(update=room | {"sequence_length": min(lengths) + 5})
+    with pytest.raises(UserError, match=r"ppo\.sequence_length: no prompt leaves room for an answer of 6 tokens"):
+        with_room(asked, [q.messages for q in asked], TOKENIZER, tight, "ppo")

@@ -64,7 +64,7 @@ def collect(
     rollout = lay_out(answers, device)
     B = len(rollout)
     valid_B = torch.tensor([math.isfinite(r) and bool(t) for r, t in zip(rewards, answers.tokens, strict=True)])
-    rewards_B = torch.tensor(rewards).nan_to_num().to(device)
+    rewards_B = torch.tensor(rewards, dtype=torch.float32).nan_to_num().to(device)
     rollout = replace(rollout, mask_BA=rollout.mask_BA & valid_B.to(device)[:, None])
     own_rows = torch.arange(world.rank, B, world.size, device=device)
     parts = list(micro_batches(rollout, own_rows, micro_batch_of(settings)))
