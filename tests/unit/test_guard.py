@@ -15,13 +15,21 @@ from hypothesis import strategies as st
 
 from mengya.corpus.records import Conversation, Message, Question
 from mengya.evaluate.diversity import distinct, longest_repeat
-from mengya.evaluate.likelihood import answer_bits, answer_bits_per_byte, sequence_logps, sequence_logps_and_entropies
+from mengya.evaluate.likelihood import (
+    answer_bits,
+    answer_bits_per_byte,
+    sequence_logps,
+    sequence_logps_and_entropies,
+    spread,
+)
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
 from mengya.rl.look import HeldOutPrompts, Seen, look_of, paired_error, seen_of
 from mengya.rl.oversight import Oversight, training_reward
 from mengya.settings import GuardSettings
+from mengya.stages.aligned import GUARD_CONVERSATIONS, _guard_conversations
+from mengya.stages.common import HeldOut
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.tokenizer.train import train_tokenizer
 from mengya.train.parallel import World
@@ -322,3 +330,18 @@ def test_a_policy_that_says_nothing_is_refused():
     guard.see(look_of(0, start, start))
     assert not guard.see(look)
     assert "guard.length" in guard.looks[-1].why_not
+
+
+def test_the_guard_asks_about_conversations_that_are_not_measured_at_the_end():
+    conversations = [Conversation((Message("user", str(n)), Message("assistant", "好")), "x") for n in range(400)]
+
+    def asked(count, num_measured):
+        held = HeldOut(None, [], [], [], [], conversations[:count])
+        return [int(conversation.messages[0].content) for conversation in _guard_conversations(held, num_measured)]
+
+    spared = asked(400, 300)
+    assert len(set(spared)) == len(spared) == GUARD_CONVERSATIONS
+    assert not set(spared) & set(spread(300, 400))
+    assert len(set(asked(400, 400))) == GUARD_CONVERSATIONS, "where all are measured, some of those"
+    assert asked(5, 300) == [0, 1, 2, 3, 4]
+    assert asked(0, 300) == []

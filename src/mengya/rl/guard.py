@@ -65,10 +65,11 @@ def broken_bounds(look: Look, first: Look, allowed: GuardSettings) -> Iterator[s
     yield from rises("end_rate", "the share of answers that end", allowed.unfinished, "unfinished", down=True)
     if first.bits_per_byte is not None:
         assert look.bits_per_byte is not None, "the conversations are the same at every look"
-        bound, error = allowed.bits_per_byte, look.errors.get("bits_per_byte", 0.0) / first.bits_per_byte
-        if not look.bits_per_byte / first.bits_per_byte - 1 <= bound + error:
-            what = f"bits per byte of reference answers rose from {first.bits_per_byte:.3f} to {look.bits_per_byte:.3f}"
-            yield f"{what}, {look.bits_per_byte / first.bits_per_byte - 1:.1%} (guard.bits_per_byte {bound:.1%}, error {error:.1%})"
+        now, then = look.bits_per_byte, max(first.bits_per_byte, 1e-9)
+        rise, bound, error = now / then - 1, allowed.bits_per_byte, look.errors.get("bits_per_byte", 0.0) / then
+        if not rise <= bound + error:
+            change = f"bits per byte of reference answers rose from {then:.3f} to {now:.3f}, {rise:.1%}"
+            yield f"{change} (guard.bits_per_byte {bound:.1%}, error {error:.1%})"
     for name in ("distinct_1", "distinct_2", "distinct_4"):
         now, then = getattr(look, name), getattr(first, name)
         if not now >= (1 - allowed.distinct) * then:
