@@ -18,7 +18,7 @@ from road import TINY, Started, digest, mengya
 ALIGNED = ("dpo", "ppo")
 MEASURED = {
     "score", "repetition", "end_rate", "kl", "error", "refusals", "length", "entropy", "distinct_1", "distinct_2",
-    "distinct_4", "longest_repeat", "bits_per_byte", "reward", "errors", "mark", "why_not",
+    "distinct_4", "longest_repeat", "bits_per_byte", "answer_bits_per_byte", "reward", "errors", "mark", "why_not",
 }  # fmt: skip
 
 

@@ -28,8 +28,7 @@ from mengya.rl.guard import Guard, Look
 from mengya.rl.look import HeldOutPrompts, Seen, look_of, paired_error, seen_of
 from mengya.rl.oversight import Oversight, training_reward
 from mengya.settings import GuardSettings
-from mengya.stages.aligned import GUARD_CONVERSATIONS, _guard_conversations
-from mengya.stages.common import HeldOut
+from mengya.stages.aligned import GUARD_TEXTS, _others
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.tokenizer.train import train_tokenizer
 from mengya.train.parallel import World
@@ -41,6 +40,7 @@ ALLOWED = GuardSettings(
     refusals=0.02,
     unfinished=0.03,
     bits_per_byte=0.01,
+    answer_bits_per_byte=0.25,
     longest_repeat=2.0,
     distinct=0.1,
     entropy=0.5,
@@ -61,6 +61,7 @@ START = Look(
     distinct_4=0.7,
     longest_repeat=1.0,
     bits_per_byte=0.4,
+    answer_bits_per_byte=0.2,
 )
 BETTER = replace(START, step=10, score=0.7, error=0.02, kl=1.0, reward=0.3)
 
@@ -70,6 +71,7 @@ BOUNDS = [
     ("refusals", 0.069, 0.071, "guard.refusals 2.0%"),
     ("end_rate", 0.921, 0.919, "guard.unfinished 3.0%"),
     ("bits_per_byte", 0.4039, 0.4041, "guard.bits_per_byte 1.0%"),
+    ("answer_bits_per_byte", 0.249, 0.251, "guard.answer_bits_per_byte 25.0%"),
     ("longest_repeat", 2.9, 3.1, "guard.longest_repeat 2.0"),
     ("distinct_1", 0.181, 0.179, "guard.distinct 10.0%"),
     ("distinct_2", 0.451, 0.449, "guard.distinct 10.0%"),
@@ -109,6 +111,7 @@ def test_a_look_is_refused_for_the_bound_that_it_breaks_and_for_no_other(name, w
         ("refusals", 0.09, 0.021),
         ("end_rate", 0.90, 0.021),
         ("bits_per_byte", 0.408, 0.005),
+        ("answer_bits_per_byte", 0.26, 0.011),
         ("longest_repeat", 4.0, 1.1),
         ("length", 32.0, 2.1),
     ],
@@ -119,7 +122,9 @@ def test_what_the_error_of_the_change_explains_is_not_held_against_a_look(name, 
     assert _seen(replace(BETTER, **{name: beyond}, errors={name: error / 2})).looks[-1].mark == "refused"
 
 
-@pytest.mark.parametrize("name", ["kl", "repetition", "end_rate", "bits_per_byte", "distinct_2", "entropy", "length"])
+@pytest.mark.parametrize(
+    "name", ["kl", "repetition", "end_rate", "bits_per_byte", "answer_bits_per_byte", "distinct_2", "entropy", "length"]
+)
 def test_a_number_that_is_none_breaks_its_bound(name):
     assert _seen(replace(BETTER, **{name: float("nan")})).looks[-1].mark == "refused"
 
@@ -131,10 +136,11 @@ def test_all_broken_bounds_are_named():
     assert "50.0% (guard.bits_per_byte 1.0%" in why, "0.6 is half as much again as 0.4"
 
 
-def test_without_conversations_there_are_no_bits_to_bound():
+@pytest.mark.parametrize("name", ["bits_per_byte", "answer_bits_per_byte"])
+def test_where_nothing_is_held_out_there_are_no_bits_to_bound(name):
     guard = Guard(ALLOWED)
-    guard.see(replace(START, bits_per_byte=None))
-    assert guard.see(replace(BETTER, bits_per_byte=None))
+    guard.see(replace(START, **{name: None}))
+    assert guard.see(replace(BETTER, **{name: None}))
 
 
 def test_a_look_that_did_not_gain_says_by_how_much():
@@ -240,7 +246,7 @@ def test_the_start_is_at_no_distance_from_itself():
     model = _model(tokenizer.vocab_size)
     start = _seen_of(model, model, tokenizer)
     look = look_of(0, start, start)
-    assert (look.kl, look.error, look.bits_per_byte) == (0, 0, None)
+    assert (look.kl, look.error, look.bits_per_byte, look.answer_bits_per_byte) == (0, 0, None, None)
     assert set(look.errors.values()) == {0.0}
     copy = _model(tokenizer.vocab_size)
     assert asdict(look_of(0, _seen_of(copy, model, tokenizer), start)) == asdict(look)
@@ -259,7 +265,7 @@ def _by_hand(scores, texts, tokens, bits):
         "longest_repeat": [float(longest_repeat(text)) for text in texts],
         "refusals": [0.0],
     }
-    return Seen(items, texts, kls=[1.0, 2.0], entropies=[3.0, 5.0], bits=bits, sizes=[2.0, 6.0])
+    return Seen(items, texts, kls=[1.0, 2.0], entropies=[3.0, 5.0], foretold={"bits_per_byte": (bits, [2.0, 6.0])})
 
 
 def test_a_look_is_means_with_the_errors_of_paired_changes():
@@ -332,16 +338,10 @@ def test_a_policy_that_says_nothing_is_refused():
     assert "guard.length" in guard.looks[-1].why_not
 
 
-def test_the_guard_asks_about_conversations_that_are_not_measured_at_the_end():
-    conversations = [Conversation((Message("user", str(n)), Message("assistant", "好")), "x") for n in range(400)]
-
-    def asked(count, num_measured):
-        held = HeldOut(None, [], [], [], [], conversations[:count])
-        return [int(conversation.messages[0].content) for conversation in _guard_conversations(held, num_measured)]
-
-    spared = asked(400, 300)
-    assert len(set(spared)) == len(spared) == GUARD_CONVERSATIONS
+def test_the_guard_has_texts_foretold_that_are_not_measured_at_the_end():
+    spared = _others(400, 300)
+    assert len(set(spared)) == len(spared) == GUARD_TEXTS
     assert not set(spared) & set(spread(300, 400))
-    assert len(set(asked(400, 400))) == GUARD_CONVERSATIONS, "where all are measured, some of those"
-    assert asked(5, 300) == [0, 1, 2, 3, 4]
-    assert asked(0, 300) == []
+    assert len(set(_others(400, 400))) == GUARD_TEXTS, "where all are measured, some of those"
+    assert _others(5, 300) == [0, 1, 2, 3, 4]
+    assert _others(0, 300) == []

@@ -105,14 +105,10 @@ def spread(wanted: int, total: int) -> list[int]:
     return [k * total // count for k in range(count)]
 
 
-def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
-    """Bits per UTF-8 byte of at most `num_documents` documents, over all and by source.
-
-    Comparable between tokenizers, unlike the loss per token. That a document ends is predicted too. A
-    document longer than the model's positions is read in pieces, each without the one before it.
-    """
+def document_bits(model: Transformer, shards: TokenShards, chosen: Sequence[int]) -> tuple[list[float], list[float]]:
+    """(bits, UTF-8 bytes) of each of these documents. That a document ends is predicted too. A document longer than the
+    model's positions is read in pieces, each without the one before it."""
     length = model.config.max_positions
-    chosen = spread(num_documents, len(shards))
     pieces: list[list[int]] = []
     owners: list[int] = []
     for owner, i in enumerate(chosen):
@@ -123,8 +119,14 @@ def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -
     nats = [0.0] * len(chosen)
     for owner, logp in zip(owners, sequence_logps(model, pieces, [1] * len(pieces)), strict=True):
         nats[owner] -= logp
-    bits = [value / LN2 for value in nats]
-    sizes = [float(shards.bytes_N[i]) for i in chosen]
+    return [value / LN2 for value in nats], [float(shards.bytes_N[i]) for i in chosen]
+
+
+def bits_per_byte(model: Transformer, shards: TokenShards, num_documents: int) -> tuple[Estimate, dict[str, Estimate]]:
+    """Bits per UTF-8 byte of at most `num_documents` documents, over all and by source: comparable between tokenizers,
+    unlike the loss per token."""
+    chosen = spread(num_documents, len(shards))
+    bits, sizes = document_bits(model, shards, chosen)
     by_source = {}
     for index, source in enumerate(shards.source_names):
         mine = [k for k, i in enumerate(chosen) if shards.source_ids_N[i] == index]

@@ -27,7 +27,8 @@ _COLUMNS = {
     "end_rate": Words("正常结束", "ended"),
     "length": Words("长度", "tokens"),
     "refusals": Words("拒答率", "refusals"),
-    "bits_per_byte": Words("每字节比特", "of reference answers"),
+    "bits_per_byte": Words("每字节比特", "of documents"),
+    "answer_bits_per_byte": Words("答案每字节比特", "of reference answers"),
 }
 _MARKS = {
     "start": (Words("起点", "start"), "same"),

@@ -23,7 +23,7 @@ class Look:
     other changes (a name that is missing has none); `reward` what training itself saw last, None at the start. Shares:
     `repetition` of characters, `end_rate` of answers, `refusals` of the prompts that can be answered, `distinct_n` of all
     character n-grams. `length` in tokens, `longest_repeat` in characters, `entropy` in nats a token. `bits_per_byte` is of
-    reference answers, None where there is no held-out conversation.
+    held-out documents, `answer_bits_per_byte` of reference answers; None where nothing of the kind is held out.
     """
 
     step: int
@@ -41,6 +41,7 @@ class Look:
     distinct_4: float = 1.0
     longest_repeat: float = 0.0
     bits_per_byte: float | None = None
+    answer_bits_per_byte: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
     mark: str = ""
     """What the guard made of it: start, kept (the best so far), worse (than that, or within its error), refused."""
@@ -63,13 +64,15 @@ def broken_bounds(look: Look, first: Look, allowed: GuardSettings) -> Iterator[s
     yield from rises("longest_repeat", "the longest repeat", allowed.longest_repeat, "longest_repeat", form=".1f")
     yield from rises("refusals", "the share of refusals", allowed.refusals, "refusals")
     yield from rises("end_rate", "the share of answers that end", allowed.unfinished, "unfinished", down=True)
-    if first.bits_per_byte is not None:
-        assert look.bits_per_byte is not None, "the conversations are the same at every look"
-        now, then = look.bits_per_byte, max(first.bits_per_byte, 1e-9)
-        rise, bound, error = now / then - 1, allowed.bits_per_byte, look.errors.get("bits_per_byte", 0.0) / then
+    for name, of in (("bits_per_byte", "held-out documents"), ("answer_bits_per_byte", "reference answers")):
+        if getattr(first, name) is None:
+            continue
+        assert getattr(look, name) is not None, "what is held out is the same at every look"
+        now, then = getattr(look, name), max(getattr(first, name), 1e-9)
+        rise, bound, error = now / then - 1, getattr(allowed, name), look.errors.get(name, 0.0) / then
         if not rise <= bound + error:
-            change = f"bits per byte of reference answers rose from {then:.3f} to {now:.3f}, {rise:.1%}"
-            yield f"{change} (guard.bits_per_byte {bound:.1%}, error {error:.1%})"
+            change = f"bits per byte of {of} rose from {then:.3f} to {now:.3f}, {rise:.1%}"
+            yield f"{change} (guard.{name} {bound:.1%}, error {error:.1%})"
     for name in ("distinct_1", "distinct_2", "distinct_4"):
         now, then = getattr(look, name), getattr(first, name)
         if not now >= (1 - allowed.distinct) * then:

@@ -13,7 +13,16 @@ from mengya.settings import GuardSettings
 from mengya.train.parallel import World
 from mengya.train.sharding import whole
 
-_LOGGED = ("score", "repetition", "kl", "entropy", "distinct_2", "longest_repeat", "bits_per_byte")
+_LOGGED = (
+    "score",
+    "repetition",
+    "kl",
+    "entropy",
+    "distinct_2",
+    "longest_repeat",
+    "bits_per_byte",
+    "answer_bits_per_byte",
+)
 
 
 def training_reward(numbers: dict[str, float]) -> float | None:
@@ -82,6 +91,6 @@ class Oversight:
 
 def described(look: Look) -> str:
     """A look in one line."""
-    bits = "" if look.bits_per_byte is None else f", {look.bits_per_byte:.3f} bits a byte"
+    bits = "" if look.bits_per_byte is None else f", {look.bits_per_byte:.3f} bits a byte of documents"
     numbers = f"score {look.score:.3f} ± {look.error:.3f}, KL {look.kl:.2f}, repetition {look.repetition:.1%}{bits}"
     return f"{numbers}; {look.mark}" + (f": {look.why_not}" if look.why_not else "")

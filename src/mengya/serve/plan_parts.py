@@ -163,8 +163,11 @@ class Parts:
         return [max(1, min(most, round(longer * lengths[i * 7919 % len(lengths)]))) for i in range(count)]
 
     def _document_tokens(self) -> float:
+        return self._tokens_of_documents(self.recipe.evaluate.num_documents)
+
+    def _tokens_of_documents(self, count: int) -> float:
         lengths = self.held.validation.lengths_N
-        return float(lengths.mean()) * self.recipe.evaluate.num_documents if len(lengths) else 0.0
+        return float(lengths.mean()) * count if len(lengths) else 0.0
 
     def _validation_tokens(self) -> float:
         lengths = self.held.validation.lengths_N

@@ -19,7 +19,7 @@ from mengya.serve.plan_batches import answers_of_lengths, chosen_answers
 from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
 from mengya.serve.plan_probe import StepTime
 from mengya.settings import DPOSettings, GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
-from mengya.stages.aligned import GUARD_CONVERSATIONS, distinct_prompts
+from mengya.stages.aligned import GUARD_TEXTS, distinct_prompts
 from mengya.stages.grpo import grpo_prompts
 from mengya.stages.preferences import preference_pairs
 
@@ -174,7 +174,10 @@ class RolloutParts(Parts):
         questions = self._drawn(self.prompt_lengths, guard)
         lengths = self._drawn(self.answer_lengths, guard, settings.max_new_tokens)
         self._generate(plan, "guard", questions, lengths, _GUARD_BATCH, looks)
-        asked = self._drawn(self.prompt_lengths, GUARD_CONVERSATIONS)
-        told = self._drawn(self.answer_lengths, GUARD_CONVERSATIONS)
-        answers, references = sum(questions) + sum(lengths), sum(asked) + sum(told)
-        self._read(plan, "guard", (2 * looks - 1) * answers + looks * references)
+        asked = self._drawn(self.prompt_lengths, GUARD_TEXTS)
+        told = self._drawn(self.answer_lengths, GUARD_TEXTS)
+        answers, foretold = (
+            sum(questions) + sum(lengths),
+            sum(asked) + sum(told) + self._tokens_of_documents(GUARD_TEXTS),
+        )
+        self._read(plan, "guard", (2 * looks - 1) * answers + looks * foretold)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from mengya.corpus.playground import judges
-from mengya.corpus.records import Conversation, Message, PreferencePair
+from mengya.corpus.records import Message, PreferencePair
 from mengya.errors import UserError
 from mengya.evaluate.answers import Answers, has_truth, kl_to_reference, win_rate
 from mengya.evaluate.likelihood import spread
@@ -18,7 +18,6 @@ from mengya.rl.rewards import reward_scores
 from mengya.run import Context, Outcome
 from mengya.settings import RolloutSettings
 from mengya.stages.common import (
-    HeldOut,
     held_out,
     load_language_model,
     load_measurement,
@@ -32,8 +31,9 @@ from mengya.train.parallel import World
 
 Item = TypeVar("Item")
 
-GUARD_CONVERSATIONS = 64
-"""Whose reference answers the guard asks about, at most: a look reads a sixth more tokens for them."""
+GUARD_TEXTS = 64
+"""Conversations, whose reference answers the policy is to foretell, and documents, at most: a look reads half as many
+tokens more for them."""
 
 
 def with_room(
@@ -79,7 +79,10 @@ class GuardLook:
         self.tokenizer, self.max_new_tokens, self.models = tokenizer, max_new_tokens, models
         self.seed = context.recipe.seed
         held = held_out(context)
-        self.held = HeldOutPrompts(held.guard, _guard_conversations(held, context.recipe.evaluate.num_questions))
+        measured = context.recipe.evaluate
+        conversations = [held.conversations[i] for i in _others(len(held.conversations), measured.num_questions)]
+        documents = _others(len(held.validation), measured.num_documents)
+        self.held = HeldOutPrompts(held.guard, conversations, held.validation, documents)
         self.start: Seen | None = None
 
     def _score(self, answers: Answers, rewards: Scorer | None) -> list[float]:
@@ -110,14 +113,13 @@ class GuardLook:
         return look_of(step, seen(policy) if step else self.start, self.start)
 
 
-def _guard_conversations(held: HeldOut, num_measured: int) -> list[Conversation]:
-    """At most `GUARD_CONVERSATIONS` held-out conversations, of those not measured at the end where they suffice."""
-    total = len(held.conversations)
+def _others(total: int, num_measured: int) -> list[int]:
+    """At most `GUARD_TEXTS` of so many held-out texts, of those not measured at the end where they suffice."""
     measured = set(spread(num_measured, total))
     pool = [i for i in range(total) if i not in measured]
-    if len(pool) < GUARD_CONVERSATIONS:
+    if len(pool) < GUARD_TEXTS:
         pool = list(range(total))
-    return [held.conversations[pool[i]] for i in spread(GUARD_CONVERSATIONS, len(pool))]
+    return [pool[i] for i in spread(GUARD_TEXTS, len(pool))]
 
 
 def guard_look(
