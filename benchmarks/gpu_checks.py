@@ -42,7 +42,7 @@ class Machine:
 
     @property
     def backend(self) -> str:
-        return "aot_eager" if self.tiny else "inductor"
+        return "eager" if self.tiny else "inductor"
 
     def shape(self, name: str, rows: int, row_length: int) -> Shape:
         if self.tiny:
