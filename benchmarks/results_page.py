@@ -163,7 +163,7 @@ def training(manifests: dict[str, Row]) -> Iterator[str]:
         facts = (
             f"{metric_words(key).en} {value if isinstance(value, str) else number(value)}"
             for key, value in counts.items()
-            if value is not None
+            if isinstance(value, str | int | float)  # what is nested has a place of its own
         )
         yield f"- **{STAGES[name].en}**: {', '.join(facts)}"
     yield ""

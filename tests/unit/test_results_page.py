@@ -39,3 +39,9 @@ def test_the_reward_model_stands_beside_the_baseline_and_answers_beside_each_oth
     text = "\n".join(results_page.samples(synthetic_run.SAMPLES))
     assert "**李明住在哪里？**" in text
     assert "- PPO: 李明住在青石镇，家就在河边。" in text
+
+
+def test_counts_that_hold_others_are_left_to_their_own_place():
+    counts = {"step": 12, "best": {"step": 9, "validation_loss": 1.5}, "verdict": "step 9 it is", "stopped_early": None}
+    line = next(line for line in results_page.training({"dpo": {"counts": counts}}) if line.startswith("- "))
+    assert line == "- **DPO**: steps 12, verdict step 9 it is"
