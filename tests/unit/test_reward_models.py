@@ -89,9 +89,11 @@ def test_a_reward_model_that_was_never_measured_is_refused(context):
         check_reward(context, accepted=True)
 
 
-@pytest.mark.parametrize(("section", "key"), [("reward", "min_margin"), ("ppo", "accept_weak_reward")])
+@pytest.mark.parametrize(
+    ("section", "key"), [("reward", "min_margin"), ("reward", "must_beat"), ("ppo", "accept_weak_reward")]
+)
 def test_what_decides_whether_a_stage_runs_makes_nothing_stale(tmp_path, section, key):
-    value = {"min_margin": 0.3, "accept_weak_reward": True}[key]
+    value = {"min_margin": 0.3, "must_beat": ["length"], "accept_weak_reward": True}[key]
     first, second = Recipe(name="a"), Recipe.model_validate({"name": "a", section: {key: value}})
     run = Run(tmp_path)
     assert run.wanted(first, STAGES[section]) == run.wanted(second, STAGES[section])

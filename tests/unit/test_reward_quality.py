@@ -31,6 +31,7 @@ from mengya.evaluate.reward_quality import BASELINES, joint, measure_reward, off
 from mengya.evaluate.score import proportion
 from mengya.model.config import ModelConfig
 from mengya.model.heads import RewardEnsemble, RewardModel
+from mengya.settings import RewardSettings
 
 PROMPT = (Message("user", "苹果好吃吗？"),)
 
@@ -220,21 +221,26 @@ def test_members_that_differ_in_their_zero_point_alone_do_not_disagree():
 
 
 def metrics(right: int, n: int, **baselines: float) -> dict:
-    base = {name: proportion(0.5 * n, n) for name in BASELINES}
-    return {"pair_accuracy": proportion(right, n), **base, **{k: proportion(v * n, n) for k, v in baselines.items()}}
+    shares = dict.fromkeys(BASELINES, 0.5) | baselines
+    found = {f"{name}_only_accuracy": proportion(share * n, n) for name, share in shares.items()}
+    return found | {"pair_accuracy": proportion(right, n)}
+
+
+def weakness(found: dict, **settings) -> str:
+    return why_weak(found, RewardSettings(**settings)) or ""
 
 
 def test_a_reward_model_must_beat_its_best_baseline_beyond_its_error():
-    assert why_weak(metrics(368, 400, characters_only_accuracy=0.81), 0.0) is None
-    why = why_weak(metrics(44, 69, length_only_accuracy=0.558), 0.0)
-    assert why is not None
-    assert "63.8% [52.0%, 74.1%] of 69 held-out pairs" in why
-    assert "the length alone on 55.8%" in why
-    assert why_weak(metrics(44, 69, length_only_accuracy=0.558), -0.05) is None
-    assert "the answer without its prompt" in why_weak(metrics(300, 400, answer_only_accuracy=0.74), 0.0)
-    assert why_weak(metrics(368, 400, characters_only_accuracy=0.81), 0.1) is not None
-    assert why_weak(metrics(2, 2), 0.0) is not None, "two right of two prove nothing"
-    assert "no held-out pair" in why_weak(metrics(0, 0), 0.0)
+    quickstart = metrics(368, 400, characters=0.812, answer=0.9)
+    assert "the answer without its prompt alone on 90.0%" in weakness(quickstart)
+    assert not weakness(quickstart, must_beat=["length", "characters"])
+    assert "the characters alone on 81.2%" in weakness(quickstart, must_beat=["length", "characters"], min_margin=0.1)
+    real = metrics(44, 69, length=0.558)
+    assert "63.8% [52.0%, 74.1%] of 69 held-out pairs" in weakness(real)
+    assert "the length alone on 55.8%" in weakness(real)
+    assert not weakness(real, min_margin=-0.05)
+    assert weakness(metrics(2, 2)), "two right of two prove nothing"
+    assert "no held-out pair" in weakness(metrics(0, 0))
 
 
 def test_all_is_measured_together():
@@ -258,4 +264,4 @@ def test_a_constant_reward_is_right_on_nothing_and_correlates_with_nothing():
     found, _ = measure_reward(same, same, pairs)
     assert found["pair_accuracy"]["value"] == 0.0
     assert "length_correlation" not in found
-    assert why_weak(found, 0.0) is not None
+    assert weakness(found)

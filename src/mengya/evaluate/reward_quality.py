@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,10 @@ from mengya.evaluate.baselines import characters_only_accuracy
 from mengya.evaluate.pairs import PairScores, length_only_accuracy
 from mengya.evaluate.score import Estimate, proportion
 from mengya.model.heads import conservative
+from mengya.settings import RewardSettings
 
-BASELINES = {
-    "length_only_accuracy": "the length",
-    "characters_only_accuracy": "the characters",
-    "answer_only_accuracy": "the answer without its prompt",
-}
-"""What a reward model has to beat, and what each looks at."""
+BASELINES = {"length": "the length", "characters": "the characters", "answer": "the answer without its prompt"}
+"""What a reward model has to beat, as `reward.must_beat` calls it, and in words; NAME_only_accuracy among the metrics."""
 
 
 def offset_of(scores: PairScores) -> float:
@@ -72,32 +69,32 @@ def measure_reward(
     }
 
 
-def best_baseline(metrics: Mapping[str, Any]) -> tuple[str, Estimate]:
+def best_baseline(metrics: Mapping[str, Any], among: Iterable[str] = BASELINES) -> tuple[str, Estimate]:
     """The baseline of the highest accuracy, by name."""
-    name = max(BASELINES, key=lambda baseline: metrics[baseline]["value"])
-    return name, metrics[name]
+    name = max(among, key=lambda baseline: metrics[f"{baseline}_only_accuracy"]["value"])
+    return name, metrics[f"{name}_only_accuracy"]
 
 
-def margin_over_baselines(metrics: Mapping[str, Any]) -> float:
+def margin_over_baselines(metrics: Mapping[str, Any], among: Iterable[str] = BASELINES) -> float:
     """The lower end of the accuracy's 95% interval less the best baseline's value; NaN without held-out pairs.
 
     Above 0 the model is better than any baseline, beyond the error of its own measurement. The Wilson interval holds for
     few pairs too: two right of two have 34% for their lower end, and prove nothing.
     """
     low: float = metrics["pair_accuracy"]["low"]
-    value: float = best_baseline(metrics)[1]["value"]
+    value: float = best_baseline(metrics, among)[1]["value"]
     return low - value
 
 
-def why_weak(metrics: Mapping[str, Any], min_margin: float) -> str | None:
+def why_weak(metrics: Mapping[str, Any], settings: RewardSettings) -> str | None:
     """In words, why a reward model with these metrics is not to be trained against; None where it may be."""
     accuracy = metrics["pair_accuracy"]
     if not accuracy["n"]:
         return "the reward model was measured on no held-out pair"
-    if margin_over_baselines(metrics) > min_margin:
+    if margin_over_baselines(metrics, settings.must_beat) > settings.min_margin:
         return None
-    name, baseline = best_baseline(metrics)
-    needed = f"{min_margin:+.1%} " if min_margin else ""
+    name, baseline = best_baseline(metrics, settings.must_beat)
+    needed = f"{settings.min_margin:+.1%} " if settings.min_margin else ""
     return (
         f"the reward model is right on {accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}] of "
         f"{accuracy['n']} held-out pairs, {BASELINES[name]} alone on {baseline['value']:.1%}: the lower end is not "

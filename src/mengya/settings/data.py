@@ -169,7 +169,7 @@ class CorpusSettings(CleaningSettings, ExecutorSettings):
 HOW_NOT_WHAT: dict[str, frozenset[str]] = {
     "corpus": frozenset(ExecutorSettings.model_fields),
     "shards": frozenset({"num_workers"}),
-    "reward": frozenset({"min_margin"}),
+    "reward": frozenset({"min_margin", "must_beat"}),
     "ppo": frozenset({"accept_weak_reward"}),
     "grpo": frozenset({"accept_weak_reward"}),
 }

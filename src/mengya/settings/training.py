@@ -156,9 +156,14 @@ class RewardSettings(PairTrainSettings):
     conservatism: Annotated[float, Field(ge=0.0)] = 1.0
     """Standard deviations over the members that an answer's score is lowered by; 0: their mean (Coste et al. 2023)."""
     min_margin: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
-    """How far the lower end of the accuracy's 95% interval must lie above the best baseline (length, characters, the answer
-    without its prompt); otherwise PPO, and GRPO with the term `model`, refuse the reward model. 0: better than any of
-    them, beyond its error. Below 0 allows as much less."""
+    """How far the lower end of the accuracy's 95% interval must lie above the best of `must_beat`; otherwise PPO, and GRPO
+    with the term `model`, refuse the reward model. 0: better than any of them, beyond its error. Below 0 allows as much less."""
+    must_beat: Annotated[list[Literal["length", "characters", "answer"]], Field(min_length=1)] = [
+        "length",
+        "characters",
+        "answer",
+    ]
+    """Baselines: the length alone, the characters alone, the model itself on the answer without its prompt. All are measured."""
 
 
 MICRO_BATCH_KEYS = ("micro_batch_tokens", "micro_batch_pairs", "micro_batch_rows")

@@ -8,7 +8,7 @@ import torch
 
 from mengya.evaluate.baselines import score_without_prompts
 from mengya.evaluate.pairs import PairScores, score_pairs, that_fit
-from mengya.evaluate.reward_quality import joint, measure_reward, offset_of, why_weak
+from mengya.evaluate.reward_quality import BASELINES, joint, measure_reward, offset_of, why_weak
 from mengya.evaluate.score import delta_table
 from mengya.files import write_json
 from mengya.model.checkpoint import load_model
@@ -122,7 +122,8 @@ def execute(context: Context) -> Outcome:
         context.directory / "evaluation.json",
         {"metrics": metrics, "offsets": offsets, "conservatism": settings.conservatism},
     )
-    found["verdict"] = why_weak(metrics, settings.min_margin) or "better than its baselines, beyond its error"
+    beaten = ", ".join(BASELINES[name] for name in settings.must_beat)
+    found["verdict"] = why_weak(metrics, settings) or f"better, beyond its error, than is told by {beaten}"
     speeds = {"pairs_per_second": per_second(counts, "pairs"), "tokens_per_second": per_second(counts)}
     baseline = {"pair_accuracy": metrics["length_only_accuracy"]}
     return Outcome(

@@ -31,11 +31,11 @@ def _evaluation(context: Context) -> dict[str, Any]:
 
 
 def check_reward(context: Context, accepted: bool) -> None:
-    """UserError when the reward model does not beat its baselines by `reward.min_margin`, unless the recipe has `accepted` it.
+    """UserError when the reward model does not beat `reward.must_beat` by `reward.min_margin`, unless the recipe has `accepted` it.
 
     Cheap, so that a stage can ask before it does anything.
     """
-    weakness = why_weak(_evaluation(context)["metrics"], context.recipe.reward.min_margin)
+    weakness = why_weak(_evaluation(context)["metrics"], context.recipe.reward)
     if weakness is None:
         return
     key = f"{context.stage.name}.accept_weak_reward"
