@@ -127,6 +127,8 @@ def test_balanced_pairs_tell_nothing_by_length(made_run, tiny_copy):
         assert length_only_accuracy(pairs, pairs)["value"] == 0.5
     assert {(pair.prompt, pair.chosen, pair.rejected) for pair in _pairs(tiny_copy, "train")} < plain
     assert re.search(r"length_balance \d", done.stderr)
+    kept = len(_pairs(tiny_copy, "train")) + len(_pairs(tiny_copy, "validation"))
+    assert _manifest(tiny_copy)["metrics"]["preferences.rejected_accuracy"]["n"] == kept
 
 
 def test_own_pairs_are_trained_on_where_the_recipe_says_so_and_then_only(made_run, tiny_run, tmp_path):

@@ -311,6 +311,16 @@ def test_grpo_is_planned_and_an_unknown_stage_is_named(short_probe, monkeypatch)
     assert "grpo is not planned" in plan["warnings"]
 
 
+def test_what_hangs_on_pairs_that_are_not_there_yet_is_said(short_probe, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    stages = "stages=[corpus,tokenizer,shards,preferences,reward]"
+    recipe = load_recipe(RECIPES / "quickstart.yaml", ["threads=1", stages, "reward.pairs_from=own"])
+    plan = plans.make_plan(recipe)
+    assert "preferences is not planned" in plan["warnings"]
+    assert any(line.startswith("reward is planned with the corpus's pairs alone") for line in plan["warnings"])
+    assert plan["stages"]["reward"]["steps"] > 0
+
+
 def test_a_model_that_does_not_fit_is_planned_and_said(short_probe, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     monkeypatch.setattr(plan_parts, "available_memory", lambda world: 0.4 * GIB)

@@ -163,7 +163,6 @@ def _make_pairs(context: Context, settings: PreferencesSettings, prompts: Sequen
     funnel.step("fresh_prompts", len(prompts), prompt_characters)
 
     found: dict[str, list[PreferencePair]] = {split: [] for split in SPLITS}
-    right = {"chosen": 0, "rejected": 0, "n": 0}
     tally = Counter[str]()
     for prompt, sampled in zip(prompts, sampled_of(answers), strict=True):
         tally["answers"] += len(sampled.texts)
@@ -175,10 +174,6 @@ def _make_pairs(context: Context, settings: PreferencesSettings, prompts: Sequen
             funnel.drop(drop_of(pair, reason))
             continue
         found["validation" if prompt.held_out else "train"].append(pair)
-        if has_truth(prompt.question):
-            right["n"] += 1
-            right["chosen"] += judges.is_right(pair.chosen, prompt.question)
-            right["rejected"] += judges.is_right(pair.rejected, prompt.question)
     funnel.left("pairs", [pair for pairs in found.values() for pair in pairs])
     if settings.balance_length:
         for split, pairs in found.items():
@@ -195,7 +190,7 @@ def _make_pairs(context: Context, settings: PreferencesSettings, prompts: Sequen
         for split, pairs in found.items():
             write_jsonl(directory / f"{split}.jsonl", map(to_row, pairs))
         write_jsonl(directory / "dropped.jsonl", funnel.samples())
-    metrics = _metrics(kept, len(prompts), tally, right)
+    metrics = _metrics(kept, prompts, tally)
     counts = {"pairs": manifest, "prompts": len(prompts), **tally, **read_json(place / "counts.json")}
     return Outcome(metrics=metrics, counts=counts)
 
@@ -220,17 +215,18 @@ def _tell(context: Context, manifest: Manifest, prompts: Sequence[Prompt]) -> No
         )
 
 
-def _metrics(
-    pairs: Sequence[PreferencePair], num_prompts: int, tally: Counter[str], right: dict[str, int]
-) -> dict[str, Estimate]:
+def _metrics(pairs: Sequence[PreferencePair], prompts: Sequence[Prompt], tally: Counter[str]) -> dict[str, Estimate]:
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs)
     unequal = sum(len(pair.chosen) != len(pair.rejected) for pair in pairs)
     metrics: dict[str, Any] = {
-        "kept_share": proportion(len(pairs), num_prompts),
+        "kept_share": proportion(len(pairs), len(prompts)),
         "chosen_longer_share": proportion(longer, unequal),
         "end_rate": proportion(tally["answers"] - tally["unfinished_answers"], tally["answers"]),
     }
-    if right["n"]:
-        metrics["chosen_accuracy"] = proportion(right["chosen"], right["n"])
-        metrics["rejected_accuracy"] = proportion(right["rejected"], right["n"])
+    questions = {prompt.messages: prompt.question for prompt in prompts if has_truth(prompt.question)}
+    known = [(pair, questions[pair.prompt]) for pair in pairs if pair.prompt in questions]
+    for side in ("chosen", "rejected"):
+        right = [judges.is_right(getattr(pair, side), question) for pair, question in known]
+        if right:
+            metrics[f"{side}_accuracy"] = proportion(sum(right), len(right))
     return {f"preferences.{name}": value for name, value in metrics.items()}
