@@ -4,7 +4,7 @@
         [--stages dpo,ppo,grpo,grpo-arithmetic] [--ablations all|none|NAME,…] [--failure recipes/seed-failure.yaml] [--reuse RUN,…]
         [--judge-sources NAME,…] [--set KEY=VALUE …] [--page docs/results/alignment.md] [--notes FILE]
 
-Every run is `mengya run` in a directory under FOLDER (seed-N, ablation-NAME, failure, judge-N); given again, the command goes on
+Every run is `mengya run` in a directory under FOLDER (seed-N, ablation-NAME, failure, judge-N, …); given again, the command goes on
 where it was interrupted and makes nothing again that is not stale. Ablations and the failing settings are of the first seed.
 FOLDER/alignment.json holds all numbers; the last line on stdout is one JSON object with the differences to SFT and their intervals.
 `--judge-sources`, for data whose truth nobody knows: these preference sources train a reward model of their own, which the policy

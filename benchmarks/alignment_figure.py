@@ -26,7 +26,9 @@ def draw(seeds: Sequence[dict[str, Any]], stages: Sequence[str], path: Path) -> 
     matplotlib.rcParams["svg.hashsalt"] = "mengya"  # the same picture is the same file
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(len(shown), 2, figsize=(8, 0.4 + 2.3 * len(shown)), squeeze=False)
+    figure, panels = pyplot.subplots(
+        len(shown), 2, figsize=(8, 0.5 + 2.3 * len(shown)), squeeze=False, layout="constrained"
+    )
     for stage, (left, right) in zip(shown, panels, strict=True):
         for index, seed in enumerate(seeds):
             row, colour = seed["stages"].get(stage), f"C{index}"
@@ -42,24 +44,31 @@ def draw(seeds: Sequence[dict[str, Any]], stages: Sequence[str], path: Path) -> 
             )  # fmt: skip
             for look in looks:
                 if look["step"] == row["handed_over"]:
-                    left.plot(root(look["kl"]), look["score"], "o", color=colour, markersize=6)
+                    left.plot(root(look["kl"]), look["score"], "o", color=colour, markersize=6, zorder=5)
             if row["over_optimised"]:
                 peak = row["over_optimised"]
                 left.plot(root(peak["kl"]), peak["score"], "x", color="black", markersize=10)
             log = row["log"] or [look for look in looks if look.get("reward") is not None]
+            # One rollout a point: noisy, so a faint line in the order of training shows which way it went.
             right.plot(
-                [root(one["kl"]) for one in log], [one["reward"] for one in log],
-                "o-", color=colour, linewidth=0.8, markersize=2.5, label=f"seed {seed['seed']}",
-            )  # fmt: skip
+                [root(one["kl"]) for one in log],
+                [one["reward"] for one in log],
+                color=colour,
+                alpha=0.25,
+                linewidth=0.8,
+            )
+            right.plot(
+                [root(one["kl"]) for one in log], [one["reward"] for one in log], "o", color=colour, markersize=3
+            )
         left.set_ylabel(f"{stage_name(stage)}\nheld-out score")
         right.set_ylabel("training reward")
         for panel in (left, right):
             panel.spines[["top", "right"]].set_visible(False)
             panel.tick_params(labelsize=8)
-    panels[0][0].legend(frameon=False, fontsize=8)
+    known = {label: handle for row in panels for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=len(known), frameon=False, fontsize=8)
     for panel in panels[-1]:
         panel.set_xlabel("√KL to SFT (KL in nats an answer)")
-    figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     pyplot.close(figure)

@@ -29,16 +29,28 @@ def manifest(run, stage):
 
 @pytest.fixture(scope="module")
 def done(tiny_run, tmp_path_factory):
-    """(arguments, folder of the runs, page, the finished command) of one seed, one ablation and failing settings."""
+    """(arguments, folder of the runs, page, the finished command) of one seed, one ablation, failing settings and a judge.
+
+    Without the pairs of the judge alone the recipe is the tiny run's, so that one is reused.
+    """
     folder = tmp_path_factory.mktemp("evidence")
+    own = folder / "own.jsonl"
+    rows = [
+        {"prompt": f"第{n}号门在哪里？", "chosen": f"在{n}号楼。", "rejected": f"不在{n}号楼。"} for n in range(300)
+    ]
+    own.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    both = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    both["corpus"]["preferences"].append({"path": str(own), "format": "prompt_chosen_rejected", "name": "doors"})
+    judged = folder / "judged.yaml"
+    judged.write_text(yaml.safe_dump(both), encoding="utf-8")
     failing = yaml.safe_load(TINY.read_text(encoding="utf-8"))
     failing["ppo"] |= {"temperature": 0.1, "learning_rate": 0.01, "kl_coefficient": 0.0, "kl_target": None}
     recipe = folder / "failing.yaml"
     recipe.write_text(yaml.safe_dump(failing), encoding="utf-8")
     page = folder / "page" / "alignment.md"
     arguments = [
-        "--recipe", TINY, "--seeds", "3", "--stages", "dpo,ppo", "--ablations", "no-kl", "--failure", recipe,
-        "--reuse", tiny_run, "--out", folder / "runs", "--page", page,
+        "--recipe", judged, "--seeds", "3", "--stages", "dpo,ppo", "--ablations", "no-kl", "--failure", recipe,
+        "--judge-sources", "doors", "--reuse", tiny_run, "--out", folder / "runs", "--page", page,
     ]  # fmt: skip
     finished = evidence(*arguments)
     assert finished.returncode == 0, finished.stderr
@@ -82,6 +94,24 @@ def test_the_last_line_and_the_page_hold_the_manifests_numbers(done, tiny_run):
         manifest(out / "failure", "ppo")["outputs"]["ppo/model"] == manifest(tiny_run, "sft")["outputs"]["sft/model"]
     )
     assert "## What is weak, and why" in text
+
+
+def test_the_judge_is_trained_on_its_own_pairs_and_on_nothing_else(done):
+    _, out, page, finished = done
+    counted = {
+        run: manifest(out / run, "corpus")["counts"]["preferences"]["by_source"] for run in ("seed-3", "judge-3")
+    }
+    assert {run: list(sources) for run, sources in counted.items()} == {"seed-3": ["playground"], "judge-3": ["doors"]}
+    assert (
+        manifest(out / "judge-3", "reward")["inputs"]["sft/model"]
+        == manifest(out / "seed-3", "sft")["outputs"]["sft/model"]
+    )
+    kept = json.loads((out / "judge-3" / "win_rates.json").read_text())
+    assert kept["shared_prompts"] == 0
+    rate = kept["win_rates"]["dpo"]
+    found = json.loads(finished.stdout.splitlines()[-1])["stages"]["dpo"]["judge_win_rate"]
+    assert (found["value"], found["low"]) == pytest.approx((rate["value"] - 0.5, rate["low"] - 0.5))
+    assert "trained on doors alone" in page.read_text(encoding="utf-8")
 
 
 def test_the_figure_stands_beside_the_page(done):
