@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-import typer.core
 
 from mengya import __version__
+from mengya.cli.common import OutOption, RecipeArgument, SetOption, run_stages
+from mengya.cli.data import data
+from mengya.cli.tokenizer import tokenizer
 from mengya.errors import Interrupted, Terminated, UserError
 from mengya.settings import STAGE_NAMES
 
@@ -22,25 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mengya 萌芽 grows a small Chinese chat model from nothing: raw text to an aligned model, in one command.",
 )
-
-RecipeArgument = Annotated[Path, typer.Argument(help="a recipe, e.g. recipes/quickstart.yaml", show_default=False)]
-OutOption = Annotated[Path | None, typer.Option("--out", help="run directory; runs/NAME when absent")]
-TemplateChoice = Literal["keep", "mengya"]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of the recipe")]
-
-
-def _run(recipe_path: Path, out: Path | None, overrides: list[str] | None, only: list[str] | None) -> None:
-    from mengya.recipe import load_recipe
-    from mengya.report.page import write_report
-    from mengya.stages.ranks import with_all_ranks
-    from mengya.stages.runner import run_recipe
-
-    def lead() -> None:
-        recipe = load_recipe(recipe_path, overrides or [])
-        run = run_recipe(recipe, out or Path("runs") / recipe.name, only)
-        typer.echo(write_report(run))
-
-    with_all_ranks(lead)
 
 
 @app.command()
@@ -57,7 +40,7 @@ def run(
     if verify:
         _verify(recipe, out, set_)
         return
-    _run(recipe, out, set_, [name.strip() for name in stages.split(",")] if stages is not None else None)
+    run_stages(recipe, out, set_, [name.strip() for name in stages.split(",")] if stages is not None else None)
 
 
 def _verify(recipe_path: Path, out: Path | None, overrides: list[str] | None) -> None:
@@ -80,94 +63,14 @@ def _verify(recipe_path: Path, out: Path | None, overrides: list[str] | None) ->
 def _add_stage(name: str) -> None:
     @app.command(name, help=f"Run the stage {name} of a recipe.", rich_help_panel="Stages")
     def stage(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
-        _run(recipe, out, set_, [name])
+        run_stages(recipe, out, set_, [name])
 
 
 for _name in STAGE_NAMES:
     if _name != "tokenizer":
         _add_stage(_name)
-
-
-class _StageGroup(typer.core.TyperGroup):
-    """A stage that has commands of its own: what is none of their names is the stage's recipe."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["stage", *args]
-        return super().parse_args(ctx, args)
-
-
-tokenizer = typer.Typer(
-    cls=_StageGroup, no_args_is_help=True, help="Run the stage tokenizer of a recipe; or train, import, compare."
-)
 app.add_typer(tokenizer, name="tokenizer", rich_help_panel="Stages")
-
-
-@tokenizer.command("stage")
-def _tokenizer_stage(recipe: RecipeArgument, out: OutOption = None, set_: SetOption = None) -> None:
-    """Run the stage of a recipe; `mengya tokenizer RECIPE` for short."""
-    _run(recipe, out, set_, ["tokenizer"])
-
-
-@tokenizer.command("train")
-def _tokenizer_train(
-    texts: Annotated[
-        list[str], typer.Argument(help="files, folders or globs of text, or NAME=PATH", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", help="directory to write", show_default=False)],
-    vocab_size: Annotated[int, typer.Option(help="tokens, special ones included")] = 6400,
-    max_characters: Annotated[int, typer.Option(help="characters sampled", min=1)] = 50_000_000,
-    max_memory_gib: Annotated[
-        float | None, typer.Option(help="memory to stay within; makes the sample smaller")
-    ] = None,
-    share: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=SHARE", help="share of the sample a source gets")
-    ] = None,
-    seed: int = 1,
-) -> None:
-    """Train a tokenizer on a sampled mixture of texts."""
-    from mengya.tokenizer.commands import train_command
-
-    train_command(
-        texts,
-        out,
-        vocab_size=vocab_size,
-        max_characters=max_characters,
-        max_memory_gib=max_memory_gib,
-        shares=share or [],
-        seed=seed,
-    )
-
-
-@tokenizer.command("import")
-def _tokenizer_import(
-    source: Annotated[Path, typer.Argument(help="a SentencePiece .model, a tokenizer.json, or a directory with one")],
-    out: Annotated[Path, typer.Option("--out", help="directory to write", show_default=False)],
-    template: Annotated[
-        TemplateChoice, typer.Option(help="keep its own chat template (ours where it has none), or take ours")
-    ] = "keep",
-    eos: Annotated[str | None, typer.Option(help="the token that ends an answer, where the source names none")] = None,
-) -> None:
-    """Bring a tokenizer into our layout, with the ids that it gives; no remote code."""
-    from mengya.tokenizer.commands import import_command
-
-    import_command(source, out, chat_template=template, eos=eos)
-
-
-@tokenizer.command("compare")
-def _tokenizer_compare(
-    paths: Annotated[list[Path], typer.Argument(help="tokenizer or model directories", show_default=False)],
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=FILE", help="texts by kind; the embedded ones else")
-    ] = None,
-    model: Annotated[str, typer.Option(help="preset of which the embedding's share is told")] = "26m",
-    plot: Annotated[Path | None, typer.Option(help=".png or .svg to draw")] = None,
-    json: Annotated[Path | None, typer.Option(help="file for all numbers")] = None,
-) -> None:
-    """Compare tokenizers: characters and bytes a token, unknown and partial tokens, embedding share, speed."""
-    from mengya.tokenizer.commands import compare_command
-
-    compare_command(paths, text or [], model=model, plot=plot, json=json)
+app.add_typer(data, name="data")
 
 
 @app.command()
@@ -250,50 +153,6 @@ def plan(
     from mengya.serve.plan import plan_command
 
     plan_command(None if recipe is None else load_recipe(recipe, set_ or []), price or [], claim, out)
-
-
-data = typer.Typer(no_args_is_help=True, help="Public datasets: what there is, get one, check files of your own.")
-app.add_typer(data, name="data")
-DatasetArgument = Annotated[str, typer.Argument(help="a name of `mengya data list`", show_default=False)]
-
-
-@data.command("list")
-def data_list() -> None:
-    """The datasets of the catalogue, one a line."""
-    from mengya.serve.data_commands import list_datasets
-
-    list_datasets()
-
-
-@data.command("show")
-def data_show(name: DatasetArgument) -> None:
-    """All that is known of a dataset: hubs, files, format, licence, size, and what is odd about it."""
-    from mengya.serve.data_commands import show_dataset
-
-    show_dataset(name)
-
-
-@data.command("get")
-def data_get(
-    name: DatasetArgument,
-    from_: Annotated[str | None, typer.Option("--from", help="huggingface, modelscope or a folder")] = None,
-    to: Annotated[Path | None, typer.Option(help="folder; $MENGYA_DATA_HOME/NAME when absent")] = None,
-    files: Annotated[str | None, typer.Option(metavar="GLOB", help="only these files of the repository")] = None,
-) -> None:
-    """Download a dataset, verified; the same command goes on with an interrupted download."""
-    from mengya.serve.data_commands import get_dataset
-
-    get_dataset(name, from_, to, files)
-
-
-@data.command("check")
-def data_check(
-    files: Annotated[list[Path], typer.Argument(help="files to be read as a recipe would", show_default=False)],
-) -> None:
-    """Say how files of your own would be read: encoding, format, columns, and rows that would be refused."""
-    from mengya.serve.check_data import check_files
-
-    raise typer.Exit(check_files(files) or 0)
 
 
 @app.callback(invoke_without_command=True)
