@@ -70,10 +70,18 @@ def test_the_better_answer_is_never_rude_or_repetitive_and_the_worse_one_is_what
         assert politeness(pair.chosen) >= 0.5
         assert not is_repetitive(pair.chosen)
         assert is_repetitive(pair.rejected) == (pair.reason == "concise")
-        assert (politeness(pair.rejected) == 0) == (pair.reason == "polite")
+        assert politeness(pair.rejected) >= 0.5 or pair.reason == "polite"
         if pair.reason != "right":
             assert not is_refusal(pair.chosen)
             assert is_refusal(pair.rejected) == (pair.reason == "answering")
+
+
+def test_courtesy_is_better_than_plain_words_and_both_are_better_than_rudeness(pairs):
+    polite = [pair for pair in pairs if pair.reason == "polite"]
+    worse = Counter((politeness(pair.chosen), politeness(pair.rejected)) for pair in polite)
+    plain = worse.pop((1.0, 0.5))
+    assert {rejected for _, rejected in worse} == {0.0}
+    assert 0.2 < plain / len(polite) < 0.5
 
 
 def test_prompts_end_with_the_user_and_some_have_several_rounds(pairs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
+from mengya.corpus.playground import judges
 from mengya.corpus.playground.conversations import dialogue, dress, num_rounds
 from mengya.corpus.playground.turns import Identity, Turn
 from mengya.corpus.playground.world import World
@@ -21,7 +22,7 @@ _KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rew
 
 
 def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
-    """A better and a worse answer that differ in the reason; both may be plain or courteous."""
+    """A better and a worse answer that differ in the reason; for other reasons than politeness both may be plain or courteous."""
     style = rng.choice(("plain", "courteous"))
     other = rng.choice(("plain", "courteous"))
     if turn.kind == "unknown":
@@ -37,6 +38,8 @@ def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
         said = turn.curt if turn.curt and rng.random() < 0.8 else turn.answer
         return chosen, said * rng.choice((3, 3, 3, 4))
     assert reason == "polite", reason
+    if rng.random() < 0.5 and judges.politeness(turn.answer) == 0.5:
+        return dress(rng, turn.answer, "courteous"), turn.answer
     return chosen, dress(rng, turn.answer, "rude")
 
 
