@@ -1,6 +1,6 @@
 from collections import Counter
 
-from mengya.corpus.playground import Playground, generate_clozes, generate_questions, is_right
+from mengya.corpus.playground import Playground, generate_clozes, generate_exercises, generate_questions, is_right
 from mengya.corpus.playground.wordings import WORDINGS, state
 
 PLAYGROUND = Playground(seed=6)
@@ -53,3 +53,12 @@ def test_a_cloze_has_four_distinct_choices_of_one_attribute_and_a_true_answer():
             fact.value == value and subject in cloze.prefix for subject, facts in WORLD.facts.items() for fact in facts
         )
         assert any(set(cloze.choices) <= set(values) for values in [*WORLD.values.values(), WORLD.person])
+
+
+def test_exercises_are_of_the_kinds_and_in_the_shares_that_are_asked_for():
+    def counts(kinds):
+        return Counter(exercise.kind for exercise in generate_exercises(PLAYGROUND, 400, kinds))
+
+    assert set(counts(["arithmetic", "list"])) == {"arithmetic", "list"}
+    assert counts(["arithmetic", "list"])["arithmetic"] > 250, "three sums a list, as where all kinds are asked for"
+    assert 150 < counts({"arithmetic": 1, "list": 1})["arithmetic"] < 250

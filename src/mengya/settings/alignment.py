@@ -69,8 +69,9 @@ class RolloutSettings(TrainSettings):
     max_new_tokens: Positive = 48
     temperature: PositiveFloat = 1.0
     rewards: Annotated[list[RewardTerm], Field(min_length=1)]
-    kinds: list[str] = []
-    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …); all when empty."""
+    kinds: list[str] | dict[str, PositiveFloat] = []
+    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …), or the share of each, as {arithmetic: 2, person: 1}; all when
+    empty."""
     num_exercises: Positive = 2000
     kl_coefficient: NotNegative = 0.05
     clip: PositiveFloat = 0.2
@@ -154,7 +155,7 @@ class PreferencesSettings(Settings):
     sources: MessageSourceList = []
     """Conversations whose prompts (and, as references, last answers) are used; `playground` makes fresh exercises. When empty:
     exercises where the embedded corpus is among the conversations, else the prompts of `corpus.preferences`."""
-    kinds: list[str] = []
+    kinds: list[str] | dict[str, PositiveFloat] = []
     """Kinds of exercises, as `grpo.kinds`; all when empty."""
     num_prompts: Positive = 2000
     """Prompts to answer, at most."""

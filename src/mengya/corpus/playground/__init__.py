@@ -132,14 +132,14 @@ def generate_questions(playground: Playground) -> list[Question]:
     return questions.generate(playground.rng("questions"), playground.world, playground.identity)
 
 
-def generate_exercises(playground: Playground, count: int, kinds: list[str] | None = None) -> list[Question]:
+def generate_exercises(playground: Playground, count: int, kinds: questions.Kinds = ()) -> list[Question]:
     """Questions with their truth, in training wordings: what reinforcement learning with verifiable rewards trains on."""
     rng = playground.rng("exercises")
     return questions.generate_exercises(rng, playground.world, playground.identity, count, kinds)
 
 
 def generate_answered_exercises(
-    playground: Playground, count: int, kinds: list[str] | None = None
+    playground: Playground, count: int, kinds: questions.Kinds = ()
 ) -> list[tuple[Question, str]]:
     """Exercises, other ones than those of `generate_exercises`, each with a plain right answer."""
     rng = playground.rng("answered exercises")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from random import Random
 
 from mengya.corpus.playground import turns as make
@@ -57,22 +58,23 @@ def generate(rng: Random, world: World, identity: Identity) -> list[Question]:
     return list({tuple(message.content for message in q.messages): q for q in questions}.values())
 
 
+Kinds = Mapping[str, float] | Collection[str]
+"""Kinds of exercises, with the share of each, or in the shares of EXERCISES; none for all of them."""
 EXERCISES = {"person": 50, "thing": 15, "word": 5, "arithmetic": 15, "list": 5, "rewriting": 5, "unknown": 5}
 """Kinds of exercises with their shares, where not all are asked for."""
 
 
-def generate_exercises(
-    rng: Random, world: World, identity: Identity, count: int, kinds: list[str] | None = None
-) -> list[Question]:
-    """`count` questions to train on, in training wordings, each with its truth; of `kinds` (EXERCISES) or of all."""
+def generate_exercises(rng: Random, world: World, identity: Identity, count: int, kinds: Kinds = ()) -> list[Question]:
+    """`count` questions to train on, in training wordings, each with its truth; of `kinds`."""
     return [question for question, _ in answered_exercises(rng, world, identity, count, kinds)]
 
 
 def answered_exercises(
-    rng: Random, world: World, identity: Identity, count: int, kinds: list[str] | None = None
+    rng: Random, world: World, identity: Identity, count: int, kinds: Kinds = ()
 ) -> list[tuple[Question, str]]:
     """The same, each with a plain right answer."""
-    shares = {kind: share for kind, share in EXERCISES.items() if not kinds or kind in kinds}
+    asked: Mapping[str, float] = kinds if isinstance(kinds, Mapping) else EXERCISES
+    shares = {kind: share for kind, share in asked.items() if not kinds or kind in kinds}
     exercises = []
     for kind in rng.choices(list(shares), list(shares.values()), k=count):
         turns = dialogue(rng, world, identity, kind, num_rounds(rng))
