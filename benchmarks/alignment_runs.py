@@ -18,8 +18,9 @@ from mengya.errors import UserError
 from mengya.files import atomic_directory, read_json
 from mengya.recipe import load_recipe
 from mengya.run import Run
+from mengya.settings import STAGE_NAMES
 
-UNTIL_REWARD = ("corpus", "tokenizer", "shards", "pretrain", "sft", "reward")
+UNTIL_REWARD = STAGE_NAMES[: STAGE_NAMES.index("reward") + 1]
 ALIGNED = ("dpo", "ppo", "grpo")
 VARIANTS = {"grpo-arithmetic": ("grpo", ("grpo.kinds=[arithmetic]",))}
 """{name: (stage, overrides)} of stages that are run once more, otherwise, each in a copy of the seed's run."""
@@ -100,13 +101,13 @@ def mengya_run(recipe: Path, directory: Path, stages: Sequence[str], overrides: 
 
 
 def begin_from(base: Path, directory: Path, stages: Sequence[str] = UNTIL_REWARD) -> None:
-    """Put the finished `stages` of `base` into `directory`, where they are not there already, byte for byte."""
+    """Put those of `stages` that `base` has finished into `directory`, where they are not there already, byte for byte."""
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / "recipe.yaml").exists():
         shutil.copy2(base / "recipe.yaml", directory)
     for stage in stages:
         manifest, own = base / stage / "manifest.json", directory / stage / "manifest.json"
-        if own.is_file() and own.read_bytes() == manifest.read_bytes():
+        if not manifest.is_file() or (own.is_file() and own.read_bytes() == manifest.read_bytes()):
             continue
         with atomic_directory(directory / stage) as temporary:
             shutil.copytree(base / stage, temporary, ignore=_LEFT_BEHIND, dirs_exist_ok=True)
@@ -122,7 +123,7 @@ def reuse(runs: Sequence[Path], seeds: Sequence[int], out: Path) -> None:
         directory = out / f"seed-{seed}"
         if not directory.exists():
             with atomic_directory(directory) as temporary:
-                begin_from(path, temporary, [stage for stage in (*UNTIL_REWARD, *ALIGNED) if run.manifest(stage)])
+                begin_from(path, temporary, (*UNTIL_REWARD, *ALIGNED))
 
 
 def seed_run(
@@ -133,7 +134,8 @@ def seed_run(
     A stage that ends with the user's mistake is a finding (PPO refuses a weak reward model); what comes before must work.
     """
     directory, given = out / f"seed-{seed}", [f"seed={seed}", *overrides]
-    ended = mengya_run(recipe, directory, UNTIL_REWARD, given)
+    wanted = load_recipe(recipe, given).stages
+    ended = mengya_run(recipe, directory, [stage for stage in UNTIL_REWARD if stage in wanted], given)
     if ended.code:
         raise UserError(ended.message, where=directory, mend="mend it and give the same command again")
     done, refused = {}, {}
