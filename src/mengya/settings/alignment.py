@@ -70,8 +70,8 @@ class RolloutSettings(TrainSettings):
     temperature: PositiveFloat = 1.0
     rewards: Annotated[list[RewardTerm], Field(min_length=1)]
     kinds: list[str] | dict[str, PositiveFloat] = []
-    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …), or the share of each, as {arithmetic: 2, person: 1}; all when
-    empty."""
+    """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …), or the share of each:
+    {arithmetic: 2, person: 1}; all when empty."""
     num_exercises: Positive = 2000
     kl_coefficient: NotNegative = 0.05
     clip: PositiveFloat = 0.2
