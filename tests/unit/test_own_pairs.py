@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mengya.rl.own_pairs import Sampled, answer_seed, judged, make_pair, unbalan
 from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Run
 from mengya.settings import PreferencesSettings, Recipe, RewardTerm
-from mengya.stages import STAGES
+from mengya.stages import STAGES, own_pairs
 from mengya.stages.prompts import gather_prompts
 from mengya.train.parallel import World
 
@@ -130,6 +131,8 @@ def test_best_of_n_is_the_best_against_the_worst_and_of_equals_the_first():
         (_sampled(["一二三四", "五六七八"], [1.0, 0.4]), {"min_margin": 0.5}, None),
         (_sampled(["一二三四", "五六七八"], [1.0, 0.0], [False, True]), {}, "endless"),
         (_sampled(["一二三四", "五六七八"], [1.0, 0.0], [True, False]), {}, None),
+        (_sampled(["一二三\ufffd", "五六七八"], [1.0, 0.0]), {}, "broken_characters"),
+        (_sampled(["一二三四", "五六七\ufffd"], [1.0, 0.0]), {}, None),
         (_sampled(["一二三四", "五六七八"], [1.0, None]), {}, "one_answer"),
         (_sampled(["", "五六七八"], [1.0, 0.0]), {}, "one_answer"),
         (_sampled(["", ""], [1.0, 0.0]), {}, "one_answer"),
@@ -306,3 +309,90 @@ def test_without_any_prompt_it_is_said(real_run):
     with pytest.raises(UserError, match="no prompt is left of 0"):
         gather_prompts(context, small_tokenizer(), 200, place)
     assert not place.exists()
+
+
+def _scripted(model, tokenizer, prompts, world, *, seed, **how):
+    """Answers that depend on nothing but their own seeds; one in seven is empty, one in five never ends."""
+    texts = [
+        "" if own % 7 == 0 else "".join(chr(0x4E00 + own // n % 5000) for n in range(1, own % 11 + 3)) for own in seed
+    ]
+    return Answers(texts, [[1]] * len(seed), [own % 5 > 0 for own in seed], [[1]] * len(seed))
+
+
+@pytest.fixture
+def scripted_run(tmp_path, monkeypatch):
+    """A function: settings → (outcome, rows of answers, pairs) of the stage on 60 prompts, its model's answers scripted."""
+    pairs = [PreferencePair(_asked(f"第{n}个问题"), "好的", "坏的", "rated", origin=f"rated:{n}") for n in range(60)]
+    corpus = tmp_path / "corpus"
+    write_jsonl(corpus / "preferences" / "train.jsonl", map(to_row, pairs[:45]))
+    write_jsonl(corpus / "preferences" / "validation.jsonl", map(to_row, pairs[45:]))
+    for name in ("conversations/train", "evaluation/questions", "evaluation/conversations"):
+        write_jsonl(corpus / f"{name}.jsonl", [])
+    model = Transformer(
+        ModelConfig(small_tokenizer().vocab_size, width=16, num_layers=1, num_heads=2, ffn_width=32, max_positions=128)
+    )
+    monkeypatch.setattr(own_pairs, "load_language_model", lambda *_: model)
+    monkeypatch.setattr(own_pairs, "tokenizer_of", lambda _: small_tokenizer())
+    monkeypatch.setattr(own_pairs, "sampled_answers", _scripted)
+
+    def execute(**settings):
+        recipe = Recipe.model_validate(
+            {"name": "scripted", "threads": 1, "device": "cpu", "preferences": {"batch_size": 8, **settings}}
+        )
+        context = Context(recipe, Run(tmp_path), STAGES["preferences"])
+        outcome = own_pairs.execute(context)
+        rows = [row for file in sorted((context.directory / "answers").iterdir()) for row in read_jsonl(file)]
+        made = [row for split in ("train", "validation")
+                for row in read_jsonl(context.directory / "pairs" / f"{split}.jsonl")]  # fmt: skip
+        return outcome, rows, made
+
+    return execute
+
+
+def test_best_of_n_by_a_users_function_that_sometimes_fails_loses_no_prompt(scripted_run, tmp_path):
+    judge = tmp_path / "mine.py"
+    judge.write_text("def score(prompt, answer, meta):\n    return ord(answer[0]) % 97  # an empty answer raises\n")
+    rewards = [{"kind": "function", "function": f"{judge}:score"}]
+    outcome, rows, pairs = scripted_run(judge="rewards", rewards=rewards, num_samples=4)
+    assert [row["prompt"] for row in rows] == list(range(60))
+    texts = [text for row in rows for text in row["texts"]]
+    assert outcome.counts["answers"] == len(texts) == 240
+    assert outcome.counts["failed_scores"] == outcome.counts["empty_answers"] == texts.count("") > 10
+    of_chosen = {text: row for row in rows for text in row["texts"] if text}
+    assert len(pairs) > 20
+    for pair in pairs:
+        row = of_chosen[pair["chosen"]]
+        known = [score for score in row["scores"] if score is not None]
+        assert row["scores"][row["texts"].index(pair["chosen"])] == max(known)
+        assert row["scores"][row["texts"].index(pair["rejected"])] == min(known) < max(known)
+        assert row["finished"][row["texts"].index(pair["chosen"])]
+    funnel = outcome.counts["pairs"]
+    assert funnel["kept"]["pairs"] == len(pairs)
+    assert len(pairs) + sum(entry["pairs"] for entry in funnel["dropped"].values()) == 60
+    held_out = {f"第{n}个问题" for n in range(45, 60)}
+    validation = pairs[funnel["kept"]["train"]["pairs"] :]
+    assert {pair["prompt"][0]["content"] for pair in validation} <= held_out
+    assert not {pair["prompt"][0]["content"] for pair in pairs[: -len(validation)]} & held_out
+
+
+def test_an_answer_is_the_same_however_the_prompts_are_cut_into_parts(scripted_run, tmp_path):
+    _, rows, _ = scripted_run(num_samples=3)
+    shutil.rmtree(tmp_path / "preferences")
+    _, others, _ = scripted_run(num_samples=3, batch_size=64)
+    assert [row["texts"] for row in others] == [row["texts"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"judge": "gold"}, "preferences.judge"),
+        ({"judge": "rewards", "rewards": [{"kind": "truth"}]}, "preferences.rewards"),
+        ({"rewards": [{"kind": "truth"}]}, "preferences.rewards"),
+        ({"judge": "rewards", "rewards": [{"kind": "function"}]}, "preferences.rewards.0.function"),
+        ({"min_margin": 99.0}, "preferences"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_named(scripted_run, settings, where):
+    with pytest.raises(UserError) as caught:
+        scripted_run(**settings)
+    assert caught.value.where == where

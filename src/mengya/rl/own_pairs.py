@@ -56,7 +56,8 @@ def make_pair(prompt: Prompt, sampled: Sampled, settings: PreferencesSettings) -
     """The pair of a prompt and why it is dropped, if it is.
 
     Reasons: of best_of_n "one_answer" (fewer than two that are not empty and were judged), "no_margin", "endless" (the
-    best one never ended; training would teach to end it there); of reference "right_answer"; of both "empty",
+    best one never ended; training would teach to end it there), "broken_characters" (the best one holds half characters,
+    which as text are other tokens than those that were sampled); of reference "right_answer"; of both "empty",
     "equal_answers" (but for white space, case and punctuation) and "near_equal".
     """
     if settings.method == "reference":
@@ -97,7 +98,9 @@ def _best_and_worst(
     pair = _pair(prompt, sampled.texts[best], sampled.texts[worst], settings)
     if scores[best] - scores[worst] <= settings.min_margin:
         return pair, "no_margin"
-    return pair, None if sampled.finished[best] else "endless"
+    if not sampled.finished[best]:
+        return pair, "endless"
+    return pair, "broken_characters" if "\ufffd" in pair.chosen else None
 
 
 def _alike(pair: PreferencePair, max_similarity: float) -> str | None:
