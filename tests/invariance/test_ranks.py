@@ -117,7 +117,7 @@ def _training(case, world, micro_batch_rows=2):
     )
     if case.stage == "reward":
         model = RewardModel(config)
-        return parallelize(model, world, case.parallel), loader, reward_loss
+        return parallelize(model, world, case.parallel), loader, reward_loss()
     model = Transformer(config)
     logps_N2 = reference_logps(model, pairs, world)
     with torch.no_grad():  # else policy and reference agree, and the loss is log 2 whatever is summed

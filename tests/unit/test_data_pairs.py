@@ -89,7 +89,15 @@ def test_packed_pairs_are_scored_as_each_text_alone(model):
     torch.nn.init.normal_(reward.score.weight)
     alone = torch.cat([reward(torch.from_numpy(ids)[None], torch.tensor([len(ids)])) for ids in sides])
     expected = -torch.nn.functional.logsigmoid(alone[:5] - alone[5:]).sum()
-    torch.testing.assert_close(reward_loss(reward, batch).loss_sum, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reward_loss()(reward, batch).loss_sum, expected, rtol=1e-4, atol=1e-4)
+
+    # GRM's term: −log p a token of the chosen answers, by the language model that the trunk still is.
+    chosen_starts = [pairs[i].prompt_length for i in (3, 0, 7, 11, 5)]
+    chosen = zip(
+        sequence_logps(model, [ids.tolist() for ids in sides[:5]], chosen_starts), sides, chosen_starts, strict=False
+    )
+    nll = sum(-logp / (len(ids) - start) for logp, ids, start in chosen)
+    torch.testing.assert_close(reward_loss(0.3)(reward, batch).loss_sum, expected + 0.3 * nll, rtol=1e-4, atol=1e-4)
 
     starts = [pairs[i].prompt_length for i in (3, 0, 7, 11, 5)] * 2
     logps = torch.tensor(sequence_logps(model, [ids.tolist() for ids in sides], starts))

@@ -197,7 +197,7 @@ def test_the_longest_micro_batch_can_be_trained_on(settings):
         DPOSettings: lambda: dpo_loss(torch.zeros(1, 2), 0.1, 0.0),
         PPOSettings: lambda: policy_objective(settings),
         GRPOSettings: lambda: grpo_objective(settings),
-    }.get(type(settings), lambda: reward_loss)()
+    }.get(type(settings), lambda: reward_loss())()
     if isinstance(settings, RewardSettings):
         model = RewardModel.from_language_model(model)
     batch = longest_batch(settings, 3, torch.device("cpu"))

@@ -9,7 +9,7 @@ from mengya.corpus.playground import (
     is_repetitive,
     politeness,
 )
-from mengya.corpus.playground.preferences import REASONS
+from mengya.corpus.playground.preferences import REASONS, TRAINED
 
 SMALL = Playground(seed=4, num_preferences=2_000)
 
@@ -59,9 +59,11 @@ def test_absolute_length_tells_nearly_nothing(pairs):
     assert right / len(trial) <= 0.6
 
 
-def test_reasons_have_their_shares(pairs):
-    counts = Counter(pair.reason for pair in pairs)
-    assert {reason: counts[reason] for reason in REASONS} == {r: round(s * len(pairs)) for r, s in REASONS.items()}
+@pytest.mark.parametrize(("split", "shares"), [("train", TRAINED), ("validation", REASONS)])
+def test_reasons_have_their_shares(split, shares):
+    made = generate_preferences(SMALL, split)
+    counts = Counter(pair.reason for pair in made)
+    assert counts == {reason: round(share * len(made)) for reason, share in shares.items()}
 
 
 def test_the_better_answer_is_never_rude_or_repetitive_and_the_worse_one_is_what_the_reason_says(pairs):

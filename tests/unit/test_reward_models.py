@@ -163,7 +163,7 @@ def test_a_ranked_list_counts_once():
     rendered, _ = render_pairs([*ranked, single], small_tokenizer(), max_tokens=128)
     assert sum(pair.weight for pair in rendered) == pytest.approx(4.0), "the mean weight is 1"
     model = tiny_reward(3)
-    terms = reward_loss(model, pair_batch(rendered, range(4), pad_id=0))
+    terms = reward_loss()(model, pair_batch(rendered, range(4), pad_id=0))
     losses = []
     for pair in rendered:
         sides = [torch.from_numpy(side)[None] for side in (pair.chosen, pair.rejected)]

@@ -43,19 +43,33 @@ class RewardModel(nn.Module):
     def compute_dtype(self, dtype: torch.dtype) -> None:
         self.model.compute_dtype = dtype
 
+    def hidden(
+        self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
+    ) -> Tensor:
+        """x_BTC, the trunk's final hidden states."""
+        x_BTC: Tensor = self.model(ids_BT, positions_BT=positions_BT, attention=attention)
+        return x_BTC
+
+    def scores_of(self, x: Tensor) -> Tensor:
+        """Scores (…) in float32 of final hidden states (…, C)."""
+        # float32: bfloat16 has no number between 4 and 4.03, and rewards are compared by small differences.
+        return F.linear(x.float(), self.score.weight.float()).squeeze(-1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (…, V) of the next token, of a trunk whose language model has tied embeddings."""
+        assert self.config.tie_embeddings, "the head of the language model is not part of the reward model"
+        return F.linear(x, self.model.embed_tokens.weight.to(x.dtype))
+
     def scores(
         self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attention: AttentionMask | None = None
     ) -> Tensor:
-        """score_BT in float32: at each token, of the text up to and with it."""
-        x_BTC = self.model(ids_BT, positions_BT=positions_BT, attention=attention)
-        # float32: bfloat16 has no number between 4 and 4.03, and rewards are compared by small differences.
-        return F.linear(x_BTC.float(), self.score.weight.float()).squeeze(-1)
+        """score_BT: at each token, of the text up to and with it."""
+        return self.scores_of(self.hidden(ids_BT, positions_BT=positions_BT, attention=attention))
 
     def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """score_B of right-padded texts, each read at its last real token."""
-        x_BTC = self.model(ids_BT)
         rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
-        return F.linear(x_BTC[rows_B, lengths_B - 1].float(), self.score.weight.float()).squeeze(-1)
+        return self.scores_of(self.hidden(ids_BT)[rows_B, lengths_B - 1])
 
 
 class RewardEnsemble(nn.Module):

@@ -56,9 +56,14 @@ def completion_logps(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tenso
 def packed_logps(model: Any, batch: Any) -> Tensor:
     """Σ log p over the completion of each sequence of a `data.pairs.PairBatch`, shape (S), the chosen ones first."""
     attention = AttentionMask.packed(batch.documents_BT, model.compute_dtype)
+    x_BTC = model.hidden(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
+    return answer_logps(model, x_BTC, batch)
+
+
+def answer_logps(model: Any, x_BTC: Tensor, batch: Any) -> Tensor:
+    """The same from final hidden states."""
     # No row begins with an answer, so the token before one is of its own sequence.
     rows_N, columns_N = batch.completion_BT[:, 1:].nonzero(as_tuple=True)
-    x_BTC = model.hidden(batch.ids_BT, positions_BT=batch.positions_BT, attention=attention)
     logps_N = token_logps(model.logits(x_BTC[rows_N, columns_N]), batch.ids_BT[rows_N, columns_N + 1])
     sequences_N = batch.documents_BT[rows_N, columns_N]
     return torch.zeros(len(batch.last_S), device=logps_N.device).index_add(0, sequences_N, logps_N)

@@ -170,7 +170,7 @@ class Planner(RolloutParts):
         length = max(1, round(widths[middle] / (2 * settings.batch_pairs)))
         reward = plan.stage == "reward"
         model: Any = self.probe.model
-        objective: Objective = reward_loss
+        objective: Objective = reward_loss(self.recipe.reward.lm_coefficient)
         if reward:
             model = RewardModel.from_language_model(model)
         else:

@@ -150,6 +150,8 @@ MAX_REWARD_MEMBERS = 8
 
 class RewardSettings(PairTrainSettings):
     learning_rate: PositiveFloat = 3e-4
+    lm_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of −log p(chosen) a token, which keeps the reward model a language model (Yang et al. 2024, "GRM")."""
     members: Annotated[int, Field(ge=1, le=MAX_REWARD_MEMBERS)] = 1
     """Reward models to train, one after another, each with a shuffle and (but for the first) a head of its own. Several
     score by their mean less `conservatism` times their standard deviation."""

@@ -47,7 +47,8 @@ def train_member(
     if number:
         model.draw_head()
     model = parallelize(model, world, recipe.parallel)
-    settings = fitted(settings, model, reward_loss, world, recipe.parallel)
+    objective = reward_loss(settings.lm_coefficient)
+    settings = fitted(settings, model, objective, world, recipe.parallel)
     train, validation = (preference_pairs(context, split, settings.pairs_from) for split in ("train", "validation"))
     loader, counts, num_steps, _ = pair_loader(context, tokenizer, train, settings, world, seed=seed)
     directory = context.directory if number == 0 else context.directory / f"member-{number}"
@@ -60,7 +61,7 @@ def train_member(
     totals = fit(
         model,
         ahead(loader, world),
-        reward_loss,
+        objective,
         settings,
         num_steps=num_steps,
         directory=directory,

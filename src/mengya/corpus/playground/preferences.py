@@ -17,6 +17,9 @@ from mengya.corpus.playground.world import World
 from mengya.corpus.records import Message, PreferencePair
 
 REASONS = {"right": 0.4, "answering": 0.2, "concise": 0.2, "polite": 0.2}
+"""Shares of the reasons among held-out pairs."""
+TRAINED = {"right": 0.58, "answering": 0.14, "concise": 0.14, "polite": 0.14}
+"""The same among pairs to train on: style is learnt from a few hundred pairs, truth from as many as there are."""
 LENGTH_BIN = 3
 _KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rewriting": 3, "identity": 5, "unknown": 8}
 
@@ -24,7 +27,8 @@ _KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rew
 def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
     """A better and a worse answer that differ in the reason; for other reasons than politeness both may be plain or courteous."""
     style = rng.choice(("plain", "courteous"))
-    other = rng.choice(("plain", "courteous"))
+    # Seldom of different courtesy: that truth outweighs it can be learnt only by who sees truth apart from it.
+    other = style if rng.random() < 0.75 else rng.choice(("plain", "courteous"))
     if turn.kind == "unknown":
         return turn.answer, dress(rng, turn.wrong, other)
     chosen = dress(rng, turn.answer, style)
@@ -49,7 +53,7 @@ def generate(
     """`count` pairs in the shares of REASONS; with `held_out` every last question has a held-out wording."""
     pairs: list[PreferencePair] = []
     split = "validation" if held_out else "train"
-    for reason, share in REASONS.items():
+    for reason, share in (REASONS if held_out else TRAINED).items():
         wanted = round(share * count)
         waiting: dict[tuple[int, int], list[PreferencePair]] = defaultdict(list)
         balanced: list[PreferencePair] = []
