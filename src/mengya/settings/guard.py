@@ -38,9 +38,9 @@ class GuardSettings(Settings):
     longest_repeat: NotNegative = 1.0
     """By how many characters the longest passage that an answer says twice may grow, on average: thrice the spread over
     seeds, where a policy that loops adds tens."""
-    distinct: Fraction = 0.15
-    """Share of its distinct character 1-, 2- and 4-grams (over all answers together) that it may lose: twice the spread
-    over seeds, where a policy that gives every prompt the same answer loses nearly all."""
+    distinct: Fraction = 0.5
+    """Share of its distinct character 1-, 2- and 4-grams (over all answers together) that it may lose. A kind word in every
+    answer takes a third of them; a policy that gives every prompt the same answer loses nearly all."""
     entropy: Fraction = 0.5
     """Share of its entropy a token that it may lose. Alignment sharpens: this bound only tells a collapse."""
     length: Annotated[float, Field(ge=1.0)] = 2.0
