@@ -22,7 +22,7 @@ from mengya.settings import STAGE_NAMES
 
 UNTIL_REWARD = STAGE_NAMES[: STAGE_NAMES.index("reward") + 1]
 ALIGNED = ("dpo", "ppo", "grpo")
-VARIANTS = {"grpo-arithmetic": ("grpo", ("grpo.kinds=[arithmetic]",))}
+VARIANTS = {"grpo-arithmetic": ("grpo", ("grpo.kinds=[arithmetic]", "grpo.rewards=[{kind: truth}]"))}
 """{name: (stage, overrides)} of stages that are run once more, otherwise, each in a copy of the seed's run."""
 _LEFT_BEHIND = shutil.ignore_patterns("checkpoints", "events.*", ".*")
 

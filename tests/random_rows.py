@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from mengya.objectives.language_model import IGNORED
+from mengya.data.packing import IGNORE
 
 
 class RandomRows:
@@ -30,5 +30,5 @@ class RandomRows:
         row = np.array(self.rows[document], dtype=np.int64)
         targets = row[start + 1 : start + length + 1].copy()
         if self.unlearnt:
-            targets[: document % 5] = IGNORED
+            targets[: document % 5] = IGNORE
         return row[start : start + length], targets

@@ -19,7 +19,8 @@ from mengya.model.checkpoint import save_model
 from mengya.model.config import ModelConfig
 from mengya.model.heads import RewardEnsemble, RewardModel
 from mengya.objectives.reward import bradley_terry, reward_loss
-from mengya.rl.rewards import Scale, combine
+from mengya.rl.rewards import Scale
+from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Run
 from mengya.settings import PPOSettings, Recipe
 from mengya.stages import STAGES
@@ -142,7 +143,8 @@ def test_a_constant_reward_is_said_and_stays_nothing(capsys):
     scale = Scale.of(scores)
     assert scale.deviation == 1.0
     assert "gives all of 8 answers the same score" in " ".join(capsys.readouterr().err.split())
-    assert combine(scores, answers(8), scale, PPOSettings()) == pytest.approx([0.0] * 8, abs=1e-6)
+    terms = RewardTerms.of(PPOSettings(), None, WORLD, "ppo")
+    assert terms._normalised(scores) == pytest.approx([0.0] * 8, abs=1e-6)
 
 
 def test_a_reward_that_varies_is_measured_in_its_own_deviation(capsys):
