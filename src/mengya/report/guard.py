@@ -75,7 +75,7 @@ def _figures(stage: str, looks: list[dict[str, Any]], counts: dict[str, Any]) ->
     """Held-out score, and what training raised, over √KL (Gao et al. 2023, figure 1: there both are smooth)."""
     marks = {"handed over": counts.get("handed_over"), "over-optimised past": counts.get("over_optimised_past")}
     panels = []
-    for name, zh, en in (("score", "护栏题得分", "score on guard prompts"), ("reward", "训练奖励", "training reward")):
+    for name, zh, en in (("score", "守卫题得分", "score on guard prompts"), ("reward", "训练奖励", "training reward")):
         points = [
             plots.Point(
                 look["step"], math.sqrt(max(0.0, look["kl"])), look[name], look.get("error", 0.0) * (name == "score")
