@@ -186,7 +186,11 @@ def test_a_refusal_is_a_finding_and_a_crash_is_an_end(tmp_path, monkeypatch):
         "dpo": ("seed-7", "dpo"),
         "grpo-arithmetic": ("seed-7-grpo-arithmetic", "grpo"),
     }
-    assert asked[-1] == ("seed-7-grpo-arithmetic", ["grpo"], ["seed=7", "grpo.kinds=[arithmetic]"])
+    assert asked[-1] == (
+        "seed-7-grpo-arithmetic",
+        ["grpo"],
+        ["seed=7", "grpo.kinds=[arithmetic]", "grpo.rewards=[{kind: truth}]"],
+    )
     codes = {"seed-7dpo": 1}
     with pytest.raises(SystemExit, match="ended with code 1: why"):
         runs.seed_run(QUICKSTART, tmp_path / "out", 7, ["dpo"], [])
