@@ -24,7 +24,7 @@ from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
 from mengya.rl.rewards import penalised
-from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
+from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
 from mengya.settings import GRPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
@@ -191,13 +191,8 @@ class GRPO:
         rollout, more = self._lay_out(answers, advantages_B, valid_B)
         numbers |= more
         objective, skipped_before = grpo_objective(settings), self.totals["skipped_steps"]
-        for epoch in range(settings.epochs):
-            shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
-            order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
-            for rows in order.chunk(settings.minibatches):
-                own = rows[self.world.rank :: self.world.size]
-                parts = list(micro_batches(rollout, own, micro_batch_of(settings)))
-                moved = self.learner.learn(parts, objective, rate=rate, step=step, totals=self.totals)
+        for parts in minibatches(rollout, settings, step, self.seed, self.world):
+            moved = self.learner.learn(parts, objective, rate=rate, step=step, totals=self.totals)
         numbers |= {"loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
         if self.totals["skipped_steps"] > skipped_before:
             numbers["skipped_steps"] = self.totals["skipped_steps"]

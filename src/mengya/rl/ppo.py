@@ -26,7 +26,7 @@ from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
 from mengya.rl.rewards import penalised
-from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches
+from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
 from mengya.settings import PPOSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer
@@ -201,19 +201,14 @@ class PPO:
         policy_terms = policy_objective(settings)
         value_terms = value_objective(settings.value_clip, settings.value_coefficient)
         skipped_before = self.totals["skipped_steps"]
-        for epoch in range(settings.epochs):
-            shuffle = torch.Generator().manual_seed(self.seed * 7_919 + step * 64 + epoch)
-            order = torch.randperm(len(rollout), generator=shuffle).to(self.world.device)
-            for rows in order.chunk(settings.minibatches):
-                own = rows[self.world.rank :: self.world.size]
-                parts = list(micro_batches(rollout, own, micro_batch_of(settings)))
-                valued = self.value_learner.learn(parts, value_terms, rate=rate, step=step, totals=self.totals)
-                # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
-                numbers |= {"value_loss": valued.loss, "loss": valued.loss}
-                if learns_policy:
-                    moved = self.policy_learner.learn(parts, policy_terms, rate=rate, step=step, totals=self.totals)
-                    numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
-                    numbers["loss"] += moved.loss
+        for parts in minibatches(rollout, settings, step, self.seed, self.world):
+            valued = self.value_learner.learn(parts, value_terms, rate=rate, step=step, totals=self.totals)
+            # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
+            numbers |= {"value_loss": valued.loss, "loss": valued.loss}
+            if learns_policy:
+                moved = self.policy_learner.learn(parts, policy_terms, rate=rate, step=step, totals=self.totals)
+                numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
+                numbers["loss"] += moved.loss
         if settings.kl_target is not None and learns_policy:
             self.kl_coefficient = maths.adapt_kl_coefficient(self.kl_coefficient, numbers["kl"], settings.kl_target)
         self.totals["answer_tokens"] += int(rollout.mask_BA.sum())

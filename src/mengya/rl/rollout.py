@@ -16,6 +16,8 @@ from mengya.evaluate.answers import Answers
 from mengya.model.heads import RewardModel
 from mengya.model.transformer import Transformer
 from mengya.objectives.terms import token_logps
+from mengya.settings import RolloutSettings, micro_batch_of
+from mengya.train.parallel import World
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,15 @@ def answer_values(model: RewardModel, rollout: Rollout) -> Tensor:
 def micro_batches(rollout: Rollout, rows: Tensor, size: int) -> Iterator[Rollout]:
     for start in range(0, len(rows), size):
         yield rollout.rows(rows[start : start + size])
+
+
+def minibatches(
+    rollout: Rollout, settings: RolloutSettings, step: int, seed: int, world: World
+) -> Iterator[list[Rollout]]:
+    """The optimizer steps on the rollout of `step`: `epochs` passes, each a shuffle of its own in `minibatches` parts; of
+    each part this rank's rows, as micro-batches."""
+    for epoch in range(settings.epochs):
+        shuffle = torch.Generator().manual_seed(seed * 7_919 + step * 64 + epoch)
+        order = torch.randperm(len(rollout), generator=shuffle).to(world.device)
+        for rows in order.chunk(settings.minibatches):
+            yield list(micro_batches(rollout, rows[world.rank :: world.size], micro_batch_of(settings)))
