@@ -11,27 +11,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mengya import __version__
+from mengya.environment import hardware, peak_memory_bytes, source_commit, versions
 from mengya.errors import UserError
 from mengya.files import read_json, remove_partials, sha256, sha256_of, write_json, write_text
 from mengya.settings import HOW_NOT_WHAT, Recipe, StageName
-
-_REPORTED_PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "rensa", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -287,50 +281,3 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, An
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def peak_memory_bytes() -> int:
-    """Highest resident memory so far of this process, or of one that it started, whichever had more."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "mengya": __version__}
-    for name in _REPORTED_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def source_commit() -> str | None:
-    """The git commit of the checkout that this code runs from, with "+" when it has been changed; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and, where torch is already loaded, the accelerator."""
-    processor = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].split(":", 1)[1].strip() if names else processor
-    found: dict[str, Any] = {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(),
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["accelerator"] = torch.cuda.get_device_name()
-    return found

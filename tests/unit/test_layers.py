@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "mengya"
 # Each room may import itself and what stands to its left (on an earlier line). DESIGN.md, "Rooms".
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "files", "__init__"),
-    ("console", "settings", "recipe", "run"),
+    ("console", "settings", "recipe", "environment", "run"),
     ("corpus", "tokenizer", "model", "objectives"),
     ("data",),
     ("train", "generate"),

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mengya.console import say
+from mengya.environment import hardware
 from mengya.errors import UserError
 from mengya.files import sha256_of, write_json
 from mengya.model.config import ModelConfig
 from mengya.model.presets import describe
-from mengya.run import Run, hardware
+from mengya.run import Run
 from mengya.serve.plan_machines import common_machines, gpu, parse_claim
 from mengya.serve.plan_print import claim_lines, print_plan
 from mengya.settings import Recipe

@@ -9,9 +9,9 @@ from typing import Any
 
 from mengya.console import say
 from mengya.corpus.sources import Rejects, list_files, read_rows
+from mengya.environment import peak_memory_bytes
 from mengya.errors import UserError
 from mengya.files import write_json
-from mengya.run import peak_memory_bytes
 from mengya.tokenizer.compare import compare, default_texts, plot_comparison, print_comparison, read_texts
 from mengya.tokenizer.convert import TemplateChoice, import_tokenizer
 from mengya.tokenizer.encode import load_tokenizer
