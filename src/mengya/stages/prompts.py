@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,18 @@ def _candidates(context: Context, counts: dict[str, Any]) -> Iterator[Prompt]:
         yield from _of_corpus_pairs(context)
 
 
+def check_kinds(kinds: Iterable[str], section: str) -> None:
+    """UserError for a kind of exercises that the embedded corpus has not."""
+    for kind in kinds:
+        if kind not in EXERCISES:
+            raise UserError(
+                f"no exercises of kind {kind!r}", where=f"{section}.kinds", mend=f"known kinds: {', '.join(EXERCISES)}"
+            )
+
+
 def _exercises(context: Context) -> Iterator[Prompt]:
     settings = context.recipe.preferences
-    unknown = [kind for kind in settings.kinds if kind not in EXERCISES]
-    if unknown:
-        raise UserError(
-            f"no exercises of kind {unknown[0]!r}",
-            where="preferences.kinds",
-            mend=f"known kinds: {', '.join(EXERCISES)}",
-        )
+    check_kinds(settings.kinds, "preferences")
     made = playground.generate_answered_exercises(
         world_of_recipe(context.recipe), _EXERCISES_A_PROMPT * settings.num_prompts, settings.kinds
     )

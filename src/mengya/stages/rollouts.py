@@ -6,7 +6,6 @@ from collections.abc import Sized
 from typing import Any
 
 from mengya.corpus import playground
-from mengya.corpus.playground.questions import EXERCISES
 from mengya.corpus.records import Question
 from mengya.errors import UserError
 from mengya.evaluate.answers import has_truth
@@ -16,6 +15,7 @@ from mengya.settings import RolloutSettings, micro_batch_of
 from mengya.stages.aligned import aligned_outcome, distinct_prompts
 from mengya.stages.corpus import world_of_recipe
 from mengya.stages.preferences import preference_pairs
+from mengya.stages.prompts import check_kinds
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 from mengya.train.sharding import whole
@@ -25,11 +25,7 @@ def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: b
     """Exercises of the embedded corpus where they are wanted and it is part of the run; else the prompts of the preference
     pairs. UserError for a kind that is not known, and where truth is all that is rewarded and no prompt has any."""
     recipe, stage = context.recipe, context.stage.name
-    unknown = [kind for kind in settings.kinds if kind not in EXERCISES]
-    if unknown:
-        raise UserError(
-            f"no exercises of kind {unknown[0]!r}", where=f"{stage}.kinds", mend=f"known kinds: {', '.join(EXERCISES)}"
-        )
+    check_kinds(settings.kinds, stage)
     if exercises and any(source.playground for source in recipe.corpus.conversations):
         prompts = playground.generate_exercises(world_of_recipe(recipe), settings.num_exercises, settings.kinds)
     else:
