@@ -87,10 +87,9 @@ def test_killed_dpo_goes_on_to_the_same_looks_and_weights(tiny_run, tiny_copy):
     command = ("dpo", TINY, "--out", tiny_copy, "--set", "dpo.log_every=1")
     metrics = tiny_copy / "dpo" / "metrics.jsonl"
     with Started(*command) as started:
-        assert started.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 4)
+        assert started.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 2)
         started.kill()
-    if (tiny_copy / "dpo" / "manifest.json").exists():
-        pytest.skip("the stage outran the knife")
+    assert not (tiny_copy / "dpo" / "manifest.json").exists(), "the stage outran the knife"
     done = mengya(*command)
     assert done.returncode == 0, done.stderr
     assert "dpo: resumed at step" in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,26 +15,12 @@ from mengya.settings import GuardSettings, SFTSettings
 from mengya.train.loop import fit
 from mengya.train.parallel import World
 from mengya.train.state import Checkpoints, select
+from random_rows import RandomRows
 
 WORLD = World(0, 1, torch.device("cpu"), torch.float32)
 CONFIG = ModelConfig(vocab_size=50, width=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_width=32, max_positions=24)
 STEPS = 9
 EVERY = 2
-
-
-class Rows:
-    """Random token ids, as packing takes them."""
-
-    fingerprint = "rows"
-    rows = np.random.default_rng(1).integers(1, 50, (40, 15))
-    num_inputs_N = np.full(40, 14)
-
-    def origin_of(self, index):
-        return f"rows:{index}"
-
-    def piece(self, document, start, length):
-        row = self.rows[document]
-        return row[start : start + length], row[start + 1 : start + length + 1]
 
 
 class Stop(Exception):
@@ -46,7 +31,7 @@ def _train(directory, scores, stop_after=None, patience=3, **look_changes):
     """(weights, oversight, totals) of a training whose looks find `scores` {step: score}."""
     torch.manual_seed(0)
     model = Transformer(CONFIG)
-    loader = PackedLoader(Rows(), row_length=20, rows_per_step=6, micro_batch_rows=3, seed=1, pad_id=0)
+    loader = PackedLoader(RandomRows(), row_length=20, rows_per_step=6, micro_batch_rows=3, seed=1, pad_id=0)
     asked = []
 
     def look(policy, step):
