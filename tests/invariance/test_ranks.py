@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mengya.corpus.records import Message, Question
+from mengya.data.conversations import TokenExamples
 from mengya.data.loader import PackedLoader
 from mengya.data.pairs import PairLoader, TokenPair
 from mengya.errors import UserError
@@ -31,6 +32,7 @@ from mengya.objectives.reward import reward_loss
 from mengya.rl import grpo, ppo
 from mengya.rl.align import align
 from mengya.rl.guard import Look
+from mengya.rl.replay import Replay
 from mengya.rl.terms import RewardTerms
 from mengya.settings import GRPOSettings, ParallelSettings, PPOSettings, RewardTerm, SFTSettings
 from mengya.stages.dpo import reference_logps
@@ -184,6 +186,12 @@ class Length:
         return [float(len(text)) for text in texts]
 
 
+def _texts(tokenizer):
+    texts = (tokenizer.encode("小船在河边" * count) for count in range(2, 10))
+    examples = TokenExamples((ids, [True] * len(ids)) for ids in texts)
+    return PackedLoader(examples, row_length=32, rows_per_step=4, micro_batch_rows=1, seed=1, pad_id=0)
+
+
 def _rollouts(case, world, directory):
     """Weights after three rollouts of PPO or GRPO."""
     tokenizer = ChatTokenizer(
@@ -212,7 +220,8 @@ def _rollouts(case, world, directory):
         algorithm, settings = ppo.PPO(actors, tokenizer, PROMPTS, terms, PPO, world=world, seed=1), PPO
     else:
         terms = RewardTerms(GRPO.rewards, rewards, {1: Length()} if world.is_main else {})
-        algorithm, settings = grpo.GRPO(policy, reference, tokenizer, PROMPTS, terms, GRPO, world=world, seed=1), GRPO
+        replay, settings = Replay([(_texts(tokenizer), 0.5)], world), GRPO
+        algorithm = grpo.GRPO(policy, reference, tokenizer, PROMPTS, terms, GRPO, world=world, seed=1, replay=replay)
     align(algorithm, settings, look=look, directory=directory, world=world)
     found = {f"policy/{name}": value for name, value in whole(policy).state_dict().items()}
     return found | {f"values/{name}": value for name, value in whole(values).state_dict().items()}

@@ -12,6 +12,8 @@ from small_tokenizer import small_tokenizer
 from mengya.corpus import playground
 from mengya.corpus.playground import judges
 from mengya.corpus.records import Message, Question
+from mengya.data.conversations import TokenExamples
+from mengya.data.loader import PackedLoader
 from mengya.errors import UserError
 from mengya.evaluate.answers import Answers
 from mengya.model.config import ModelConfig
@@ -20,6 +22,7 @@ from mengya.objectives import policy as maths
 from mengya.rl.align import align, stream_of_prompts
 from mengya.rl.grpo import GRPO, grpo_objective
 from mengya.rl.guard import Look
+from mengya.rl.replay import Replay
 from mengya.rl.rollout import lay_out
 from mengya.rl.terms import RewardTerms
 from mengya.settings import GRPOSettings, RewardTerm
@@ -118,10 +121,16 @@ class Stop(Exception):
     pass
 
 
+def _replay():
+    examples = TokenExamples(([i, i + 1, i + 2, i], [True] * 4) for i in range(9))
+    loader = PackedLoader(examples, row_length=8, rows_per_step=2, micro_batch_rows=2, seed=1, pad_id=0)
+    return Replay([(loader, 0.5)], WORLD)
+
+
 def _train(directory, stop_at=None, same=(), settings=SETTINGS):
-    policy, reference = _policy(), _policy()
+    policy, reference = _policy(), _policy().requires_grad_(False)
     algorithm = GRPO(
-        policy, reference.requires_grad_(False), TOKENIZER, PROMPTS, Rewards(same), settings, world=WORLD, seed=1
+        policy, reference, TOKENIZER, PROMPTS, Rewards(same), settings, world=WORLD, seed=1, replay=_replay()
     )
 
     def look(model, step):

@@ -23,6 +23,7 @@ from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
+from mengya.rl.replay import Replay, with_replay
 from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
@@ -77,10 +78,11 @@ class GRPO:
         *,
         world: World,
         seed: int,
+        replay: Replay | None = None,
     ) -> None:
         self.policy, self.reference, self.tokenizer = policy, reference, tokenizer
         self.prompts, self.rewards, self.settings = prompts, rewards, settings
-        self.world, self.seed = world, seed
+        self.world, self.seed, self.replay = world, seed, replay
         # Of the groups only those are kept that teach something, so each must divide by itself.
         check_divisible("grpo.group_size", settings.group_size, settings.minibatches, world)
         self.learner = Learner("policy", policy, settings, world)
@@ -91,13 +93,19 @@ class GRPO:
         }  # fmt: skip
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        numbers = {"drawn": self.drawn, "rewards": self.rewards.state(), "learners": self.learner.numbers()}
-        return self.learner.tensors(), numbers
+        return self.learner.tensors(), {
+            "drawn": self.drawn,
+            "rewards": self.rewards.state(),
+            "replay": self.replay.state() if self.replay else [],
+            "learners": self.learner.numbers(),
+        }
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         self.learner.load(tensors, numbers["learners"])
         self.drawn = numbers["drawn"]
         self.rewards.load_state(numbers["rewards"])
+        if self.replay:
+            self.replay.load_state(numbers["replay"])
 
     def _groups(self, num_prompts: int) -> tuple[Answers, Tensor, Tensor, dict[str, float]]:
         """Answers to the next prompts of the stream, a group after another, rewards and their validity, (P, G), and numbers
@@ -190,8 +198,10 @@ class GRPO:
         rate = rate_factor(step, settings.steps, settings)
         rollout, more = self._lay_out(answers, advantages_B, valid_B)
         numbers |= more
-        objective, skipped_before = grpo_objective(settings), self.totals["skipped_steps"]
-        for parts in minibatches(rollout, settings, step, self.seed, self.world):
+        objective, skipped_before = with_replay(grpo_objective(settings)), self.totals["skipped_steps"]
+        for batch in minibatches(rollout, settings, step, self.seed, self.world):
+            count = batch.count(settings.loss_level)
+            parts = batch.own + (self.replay.parts(count) if self.replay else [])
             moved = self.learner.learn(parts, objective, rate=rate, step=step, totals=self.totals)
         numbers |= {"loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
         if self.totals["skipped_steps"] > skipped_before:

@@ -25,6 +25,7 @@ from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
+from mengya.rl.replay import Replay, with_replay
 from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
@@ -146,10 +147,11 @@ class PPO:
         *,
         world: World,
         seed: int,
+        replay: Replay | None = None,
     ) -> None:
         self.actors, self.policy = actors, actors.policy
         self.tokenizer, self.prompts, self.rewards, self.settings = tokenizer, prompts, rewards, settings
-        self.world, self.seed = world, seed
+        self.world, self.seed, self.replay = world, seed, replay
         check_divisible("ppo.batch_prompts", settings.batch_prompts, settings.minibatches, world)
         self.policy_learner = Learner("policy", actors.policy, settings, world)
         self.value_learner = Learner("values", actors.values, settings, world, settings.value_learning_rate)
@@ -161,6 +163,7 @@ class PPO:
         return self.policy_learner.tensors() | self.value_learner.tensors(), {
             "kl_coefficient": self.kl_coefficient,
             "rewards": self.rewards.state(),
+            "replay": self.replay.state() if self.replay else [],
             "learners": {name: numbers for learner in learners for name, numbers in learner.numbers().items()},
         }
 
@@ -169,6 +172,8 @@ class PPO:
             learner.load(tensors, numbers["learners"])
         self.kl_coefficient = numbers["kl_coefficient"]
         self.rewards.load_state(numbers["rewards"])
+        if self.replay:
+            self.replay.load_state(numbers["replay"])
 
     def _answers(self, step: int) -> tuple[Answers, list[float], dict[str, float]]:
         """Answers to the rollout's prompts, their rewards, and numbers about these for the log."""
@@ -198,14 +203,15 @@ class PPO:
         numbers |= more
         rate = rate_factor(step, settings.steps, settings)
         learns_policy = step >= settings.value_warmup_steps
-        policy_terms = policy_objective(settings)
+        policy_terms = with_replay(policy_objective(settings))
         value_terms = value_objective(settings.value_clip, settings.value_coefficient)
         skipped_before = self.totals["skipped_steps"]
-        for parts in minibatches(rollout, settings, step, self.seed, self.world):
-            valued = self.value_learner.learn(parts, value_terms, rate=rate, step=step, totals=self.totals)
+        for batch in minibatches(rollout, settings, step, self.seed, self.world):
+            valued = self.value_learner.learn(batch.own, value_terms, rate=rate, step=step, totals=self.totals)
             # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
             numbers |= {"value_loss": valued.loss, "loss": valued.loss}
             if learns_policy:
+                parts = batch.own + (self.replay.parts(batch.count()) if self.replay else [])
                 moved = self.policy_learner.learn(parts, policy_terms, rate=rate, step=step, totals=self.totals)
                 numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
                 numbers["loss"] += moved.loss

@@ -97,13 +97,24 @@ def micro_batches(rollout: Rollout, rows: Tensor, size: int) -> Iterator[Rollout
         yield rollout.rows(rows[start : start + size])
 
 
-def minibatches(
-    rollout: Rollout, settings: RolloutSettings, step: int, seed: int, world: World
-) -> Iterator[list[Rollout]]:
-    """The optimizer steps on the rollout of `step`: `epochs` passes, each a shuffle of its own in `minibatches` parts; of
-    each part this rank's rows, as micro-batches."""
+@dataclass(frozen=True)
+class Minibatch:
+    """What one optimizer step learns from: rows of a rollout, and this rank's share of them as micro-batches."""
+
+    own: list[Rollout]
+    rollout: Rollout
+    rows: Tensor
+
+    def count(self, level: str = "token") -> int:
+        """Answer tokens, or answers by the level "sequence", of all ranks: what the step's loss is divided by."""
+        return len(self.rows) if level == "sequence" else int(self.rollout.mask_BA[self.rows].sum())
+
+
+def minibatches(rollout: Rollout, settings: RolloutSettings, step: int, seed: int, world: World) -> Iterator[Minibatch]:
+    """The optimizer steps on the rollout of `step`: `epochs` passes, each a shuffle of its own in `minibatches` parts."""
     for epoch in range(settings.epochs):
         shuffle = torch.Generator().manual_seed(seed * 7_919 + step * 64 + epoch)
         order = torch.randperm(len(rollout), generator=shuffle).to(world.device)
         for rows in order.chunk(settings.minibatches):
-            yield list(micro_batches(rollout, rows[world.rank :: world.size], micro_batch_of(settings)))
+            own = rows[world.rank :: world.size]
+            yield Minibatch(list(micro_batches(rollout, own, micro_batch_of(settings))), rollout, rows)

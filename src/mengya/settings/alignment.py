@@ -12,6 +12,17 @@ from mengya.settings.guard import GuardSettings, NotNegative
 from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSettings, micro_batch_field
 
 
+class ReplaySettings(Settings):
+    """Text in every optimizer step beside what aligns, so that the policy keeps what nobody asks it for."""
+
+    documents: NotNegative = 0.0
+    """γ: weight of −log p a token of pretraining documents (Ouyang et al. 2022, eq. 2, "PPO-ptx")."""
+    conversations: NotNegative = 0.0
+    """The same of the answers of instruction tuning."""
+    tokens: Positive = 2048
+    """Of each, in a step; whole rows of `sequence_length`, as many for every rank."""
+
+
 class DPOSettings(PairTrainSettings):
     loss: Literal["sigmoid", "ipo", "simpo"] = "sigmoid"
     """sigmoid: DPO (Rafailov et al. 2023); ipo: a square with a finite aim, for labels that are sure (Azar et al. 2023); simpo:
@@ -27,6 +38,7 @@ class DPOSettings(PairTrainSettings):
     """Share of labels believed to be flipped; sigmoid and simpo."""
     nll_coefficient: NotNegative = 0.0
     """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
+    replay: ReplaySettings = ReplaySettings()
     evaluate_every: Positive = 50
     """Steps between two looks of the guard at held-out prompts; there is one more before the first step, one after the last."""
     max_new_tokens: Positive = 48
@@ -73,6 +85,7 @@ class RolloutSettings(TrainSettings):
     """Kinds of exercises of the embedded corpus (arithmetic, list, rewriting, person, thing, …), or the share of each:
     {arithmetic: 2, person: 1}; all when empty."""
     num_exercises: Positive = 2000
+    replay: ReplaySettings = ReplaySettings()
     kl_coefficient: NotNegative = 0.05
     clip: PositiveFloat = 0.2
     missing_end_penalty: float = 1.0

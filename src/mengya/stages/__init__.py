@@ -11,6 +11,7 @@ from mengya.corpus import catalogue
 from mengya.run import Context, Outcome, Stage
 from mengya.settings import (
     MAX_REWARD_MEMBERS,
+    DPOSettings,
     PairTrainSettings,
     Recipe,
     RewardTerm,
@@ -89,12 +90,14 @@ def _preference_files(recipe: Recipe) -> list[Path]:
     return list(dict.fromkeys([*files, *_function_files(recipe.preferences.rewards)]))
 
 
-def _pairs_of(name: str) -> Callable[[Recipe], tuple[str, ...]]:
-    """What a stage asks for when its recipe wants the pairs that the run made for itself."""
+def _asked_by(name: str) -> Callable[[Recipe], tuple[str, ...]]:
+    """What a stage needs if its recipe wants the pairs that the run made for itself, or conversations replayed."""
 
     def asks(recipe: Recipe) -> tuple[str, ...]:
         settings: PairTrainSettings | RolloutSettings = getattr(recipe, name)
-        return () if settings.pairs_from == "corpus" else (OWN_PAIRS,)
+        own = () if settings.pairs_from == "corpus" else (OWN_PAIRS,)
+        replays = isinstance(settings, DPOSettings | RolloutSettings) and settings.replay.conversations > 0
+        return (*own, _CONVERSATIONS) if replays else own
 
     return asks
 
@@ -104,7 +107,7 @@ TOKEN_FILES = "token_files"
 OWN_PAIRS = "preferences/pairs"
 """What the stage `preferences` makes: pairs in the layout of corpus/preferences."""
 _HARDWARE = ("seed", "precision", "device")
-_DOCUMENTS, _HELD_OUT = "corpus/documents", "corpus/evaluation"
+_DOCUMENTS, _CONVERSATIONS, _HELD_OUT = "corpus/documents", "corpus/conversations", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
 _REWARD = ("reward/model", "reward/evaluation.json")
 _REWARD_MEMBERS = tuple(f"reward/model-{number}" for number in range(1, MAX_REWARD_MEMBERS))
@@ -126,7 +129,7 @@ def _stage(
         "ppo": _ppo_files,
         "grpo": _grpo_files,
     }
-    asks = _pairs_of(name) if name in ("reward", "dpo", "ppo", "grpo") else lambda recipe: ()
+    asks = _asked_by(name) if name in ("reward", "dpo", "ppo", "grpo") else lambda recipe: ()
     return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses, asks)
 
 
@@ -137,7 +140,7 @@ STAGES: dict[StageName, Stage] = {
             "corpus",
             ("seed", "identity", "playground", "corpus"),
             (),
-            ("corpus/documents", "corpus/conversations", "corpus/preferences", "corpus/evaluation"),
+            (_DOCUMENTS, _CONVERSATIONS, "corpus/preferences", _HELD_OUT),
         ),
         _stage("tokenizer", ("seed", "tokenizer"), (_DOCUMENTS,), ("tokenizer/model",)),
         _stage("shards", ("shards",), (_DOCUMENTS, "tokenizer/model"), ("shards/tokens",)),
@@ -150,13 +153,13 @@ STAGES: dict[StageName, Stage] = {
         _stage(
             "sft",
             (*_HARDWARE, "sft", "evaluate"),
-            ("pretrain/model", "pretrain/evaluation.json", "corpus/conversations", *_CHAT_NEEDS),
+            ("pretrain/model", "pretrain/evaluation.json", _CONVERSATIONS, *_CHAT_NEEDS),
             ("sft/model", "sft/evaluation.json"),
         ),
         _stage(
             "preferences",
             (*_HARDWARE, "identity", "playground", "corpus", "preferences"),
-            ("sft/model", "corpus/conversations", "corpus/preferences", "tokenizer/model", _HELD_OUT),
+            ("sft/model", _CONVERSATIONS, "corpus/preferences", "tokenizer/model", _HELD_OUT),
             (OWN_PAIRS,),
         ),
         _stage(

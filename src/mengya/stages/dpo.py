@@ -9,12 +9,14 @@ from mengya.evaluate.likelihood import sequence_logps
 from mengya.model.transformer import Transformer
 from mengya.objectives.preference import dpo_loss
 from mengya.rl.oversight import Oversight
+from mengya.rl.replay import Replaying, with_replay
 from mengya.run import Context, Outcome
 from mengya.settings import DPOSettings
 from mengya.stages.aligned import aligned_outcome, check_measured_alike, guard_look_from_disk
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.stages.replay import replay_of
 from mengya.train.loop import fit
 from mengya.train.parallel import World
 from mengya.train.sharding import parallelize, whole
@@ -64,10 +66,12 @@ def execute(context: Context) -> Outcome:
         logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
     look = guard_look_from_disk(context, tokenizer, settings.max_new_tokens, world)
     oversight = Oversight(context.stage.name, settings.guard, look, world, unit="step")
+    replay = replay_of(context, settings, tokenizer, world)
+    steps = ahead(loader, world)
     totals = fit(
         model,
-        ahead(loader, world),
-        objective_of(settings, logps_N2),
+        Replaying(steps, replay, settings.batch_pairs) if replay else steps,
+        with_replay(objective_of(settings, logps_N2)),
         settings,
         num_steps=num_steps,
         directory=context.directory,

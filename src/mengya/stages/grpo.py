@@ -13,6 +13,7 @@ from mengya.settings import GRPOSettings
 from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
+from mengya.stages.replay import replay_of
 from mengya.stages.reward_models import check_reward, load_rewards
 from mengya.stages.rollouts import rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
@@ -40,7 +41,17 @@ def execute(context: Context) -> Outcome:
     rewards = RewardTerms.of(settings, model, world, "grpo")
     try:
         totals = align(
-            GRPO(policy, reference, tokenizer, fitting, rewards, settings, world=world, seed=recipe.seed),
+            GRPO(
+                policy,
+                reference,
+                tokenizer,
+                fitting,
+                rewards,
+                settings,
+                world=world,
+                seed=recipe.seed,
+                replay=replay_of(context, settings, tokenizer, world),
+            ),
             settings,
             look=guard_look(context, reference, tokenizer, settings, model),
             directory=context.directory,

@@ -13,6 +13,7 @@ from mengya.run import Context, Outcome
 from mengya.stages.aligned import check_measured_alike, guard_look, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
+from mengya.stages.replay import replay_of
 from mengya.stages.reward_models import check_reward, load_rewards, value_model
 from mengya.stages.rollouts import rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
@@ -52,6 +53,7 @@ def execute(context: Context) -> Outcome:
                 settings,
                 world=world,
                 seed=recipe.seed,
+                replay=replay_of(context, settings, tokenizer, world),
             ),
             settings,
             look=guard_look(context, reference, tokenizer, settings, model),

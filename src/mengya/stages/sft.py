@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mengya.corpus import records
-from mengya.data.conversations import render_conversations
+from mengya.data.conversations import TokenExamples, render_conversations
 from mengya.errors import UserError
 from mengya.evaluate.likelihood import packed_loss
 from mengya.files import read_jsonl
@@ -25,15 +27,23 @@ from mengya.stages.common import (
     world_of,
 )
 from mengya.stages.micro_batch import fitted
+from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.loop import fit
 from mengya.train.sharding import parallelize, whole
+
+
+def training_examples(
+    context: Context, tokenizer: ChatTokenizer, sequence_length: int
+) -> tuple[TokenExamples, dict[str, Any]]:
+    """The conversations to train on as tokens, in rows of `sequence_length` inputs at most, and what was dropped."""
+    conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
+    return render_conversations(conversations, tokenizer, max_tokens=sequence_length + 1)
 
 
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.sft
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
-    conversations = (records.conversation(row) for row in read_jsonl(context.path("corpus/conversations/train.jsonl")))
-    examples, counts = render_conversations(conversations, tokenizer, max_tokens=settings.sequence_length + 1)
+    examples, counts = training_examples(context, tokenizer, settings.sequence_length)
     validation, _ = render_conversations(held.conversations, tokenizer, max_tokens=settings.sequence_length + 1)
     if len(examples) == 0:
         raise UserError(
