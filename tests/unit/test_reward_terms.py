@@ -39,8 +39,8 @@ class Function:
         self.values = values
 
     def __call__(self, questions, texts):
-        assert list(questions) == QUESTIONS
-        assert list(texts) == ANSWERS.texts
+        assert len(questions) == len(texts) == len(self.values)
+        self.seen = list(zip(questions, texts, strict=True))
         return self.values
 
 
@@ -52,6 +52,22 @@ def model():
     with torch.no_grad():
         found.score.weight.normal_(std=1.0)
     return found.requires_grad_(False)
+
+
+def test_a_term_judges_the_questions_that_it_is_for(model):
+    function = Function([0.1, 0.2, 0.4])
+    terms = [
+        RewardTerm(kind="truth"),
+        RewardTerm(kind="model", weight=0.5, questions=["open"]),
+        RewardTerm(kind="function", questions=["arithmetic"]),
+        RewardTerm(kind="model", questions=["rewriting"]),
+    ]
+    totals, means = RewardTerms(terms, model, {2: function}, normalise=False)(QUESTIONS, ANSWERS, WORLD)
+    (score,) = reward_scores(model, ANSWERS)[3:]
+    assert totals == pytest.approx([1.1, 0.2, 1.4, 0.5 * score])
+    assert function.seen == list(zip(QUESTIONS[:3], ANSWERS.texts[:3], strict=True))
+    assert means["reward_1_model"] == pytest.approx(score)
+    assert "reward_3_model" not in means, "there was nothing to judge"
 
 
 def test_terms_are_added_up_with_their_weights(model):

@@ -7,7 +7,7 @@ at temperature 1, the policy's own distribution: it is what alignment changes, a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mengya.corpus.playground import judges
@@ -30,6 +30,12 @@ class Answers:
     tokens: list[list[int]]
     finished: list[bool]
     prompts: list[list[int]]
+
+    def chosen(self, indices: Iterable[int]) -> Answers:
+        """Those of these numbers, in this order."""
+        rows = list(indices)
+        texts, tokens = [self.texts[i] for i in rows], [self.tokens[i] for i in rows]
+        return Answers(texts, tokens, [self.finished[i] for i in rows], [self.prompts[i] for i in rows])
 
 
 @dataclass

@@ -48,8 +48,7 @@ def sampled_answers(
 
 def share_of(answers: Answers, world: World) -> Answers:
     """This rank's answers."""
-    own = slice(world.rank, None, world.size)
-    return Answers(answers.texts[own], answers.tokens[own], answers.finished[own], answers.prompts[own])
+    return answers.chosen(range(world.rank, len(answers.texts), world.size))
 
 
 def joined(parts: Sequence[Tensor], num_rows: int, world: World) -> Tensor:

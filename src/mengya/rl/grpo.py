@@ -149,10 +149,7 @@ class GRPO:
             kept = [row * size + g for row in teaches_P.nonzero().flatten().tolist() for g in range(size)]
             self.totals["degenerate_groups"] += int((~teaches_P).sum())
             if kept:
-                few = Answers(
-                    *([getattr(answers, name)[i] for i in kept] for name in ("texts", "tokens", "finished", "prompts"))
-                )
-                parts.append((few, advantages_PG[teaches_P].flatten(), valid_PG[teaches_P].flatten()))
+                parts.append((answers.chosen(kept), advantages_PG[teaches_P].flatten(), valid_PG[teaches_P].flatten()))
             missing -= int(teaches_P.sum())
             if missing == 0:
                 break

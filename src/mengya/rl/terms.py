@@ -67,21 +67,28 @@ class RewardTerms:
         totals = [0.0] * len(questions)
         means: dict[str, float] = {}
         for number, term in enumerate(self.terms):
+            judged = [
+                i for i, question in enumerate(questions) if not term.questions or question.kind in term.questions
+            ]
+            if not judged:
+                continue
+            asked, given = [questions[i] for i in judged], answers.chosen(judged)
             if term.kind == "truth":
                 values = [
                     float(judges.is_right(text, question)) if has_truth(question) else 0.0
-                    for text, question in zip(answers.texts, questions, strict=True)
+                    for text, question in zip(given.texts, asked, strict=True)
                 ]
             elif term.kind == "model":
-                scores = self._scores(answers, world)
+                scores = self._scores(given, world)
                 means["score"] = statistics.fmean(scores)
                 values = self._normalised(scores)
             else:
-                values = self._asked(number, questions, answers, world)
+                values = self._asked(number, asked, given, world)
             if len(self.terms) > 1:
                 known = [value for value in values if not math.isnan(value)]
                 means[f"reward_{number}_{term.kind}"] = statistics.fmean(known)
-            totals = [total + term.weight * value for total, value in zip(totals, values, strict=True)]
+            for i, value in zip(judged, values, strict=True):
+                totals[i] += term.weight * value
         return totals, means
 
     def _scores(self, answers: Answers, world: World) -> list[float]:

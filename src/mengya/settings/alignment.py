@@ -57,6 +57,9 @@ class RewardTerm(Settings):
     """FILE.py:NAME of a function (prompt, answer, meta) → number: prompt a list of {"role", "content"}, answer a text."""
     timeout_seconds: PositiveFloat = 10.0
     """For one call of the function; a call that takes longer is ended, and counts as failed."""
+    questions: list[Literal["qa", "arithmetic", "list", "rewriting", "unknown", "open"]] = []
+    """The kinds of questions whose answers it judges, all when empty; to others it gives 0. qa: exercises of the kinds person,
+    thing and word; unknown: what nobody can know; open: prompts without a truth."""
 
 
 class RolloutSettings(TrainSettings):
