@@ -77,7 +77,7 @@ def failure_row(arguments: argparse.Namespace, base: Path, first: Row) -> Row | 
 
 
 def judge_row(arguments: argparse.Namespace, base: Path, numbers: Row, only_judge: str) -> Row:
-    """Train the held-out judge of a seed and add its win rates to the numbers of the stages."""
+    """Train the judge of other sources of a seed and add its win rates to the numbers of the stages."""
     from alignment_judge import judged  # torch: only where it is used
 
     directory = arguments.out / f"judge-{numbers['seed']}"
@@ -187,7 +187,7 @@ def parsed(given: list[str]) -> argparse.Namespace:
         "--reuse", type=lambda text: [Path(run) for run in named(text)], default=[], help="finished runs"
     )
     parser.add_argument(
-        "--judge-sources", type=named, default=[], help="preference sources of the held-out judge alone"
+        "--judge-sources", type=named, default=[], help="preference sources of a judge of other sources"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every recipe"

@@ -1,4 +1,7 @@
-"""A held-out judge where nobody knows the truth: a reward model trained on other pairs than the policy's reward model."""
+"""A second opinion where nobody knows the truth: a reward model of other sources of pairs, in a run of its own.
+
+Every run's own judge (`mengya.stages.judge`) is of the same sources as its reward model; this one is not.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Any
 
 from alignment_runs import manifest_of
 from mengya.corpus import records
-from mengya.evaluate.answers import SAMPLED, answer, win_rate
+from mengya.evaluate.answers import win_rate
 from mengya.files import read_json, read_jsonl, write_json
 from mengya.model.checkpoint import load_model
 from mengya.rl.rewards import reward_scores
 from mengya.run import Context, Run
 from mengya.stages import STAGES
-from mengya.stages.common import held_out, load_language_model, tokenizer_of, world_of
+from mengya.stages.common import held_out, load_language_model, style_answers, tokenizer_of, world_of
 
 
 def shared_prompts(base: Path, judge: Path) -> int:
@@ -41,20 +44,12 @@ def judged(base: Path, judge: Path, stages: Sequence[str]) -> dict[str, Any]:
     recipe = Run.open(base).recipe()
     context = Context(recipe, Run(base), STAGES["sft"])
     world, tokenizer = world_of(context), tokenizer_of(context)
-    prompts = [question.messages for question in held_out(context).style]
+    prompts = held_out(context).style
     rewards = load_model(judge / "reward" / "model", head="score", device=world.device, compute_dtype=world.dtype)
 
     def scores(stage: str) -> list[float]:
-        answers = answer(
-            load_language_model(context, f"{stage}/model", world),
-            tokenizer,
-            prompts,
-            max_new_tokens=recipe.evaluate.max_new_tokens,
-            sampling=SAMPLED,
-            seed=recipe.seed,
-            batch_size=recipe.evaluate.batch_size,
-        )
-        return reward_scores(rewards, answers)
+        model = load_language_model(context, f"{stage}/model", world)
+        return reward_scores(rewards, style_answers(context, model, tokenizer, prompts))
 
     start = scores("sft")
     rates = {stage: win_rate(scores(stage), start) for stage in stages}

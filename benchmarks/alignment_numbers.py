@@ -16,10 +16,10 @@ from mengya.files import read_jsonl
 
 Row = dict[str, Any]
 
-SCORES = ("gold_score", "judge_win_rate")
-"""What a stage is to raise: by the truth, where it is known; else by the held-out judge, above a half."""
+SCORES = ("gold_score", "judge_win_rate", "win_rate_vs_sft")
+"""What a stage is to raise: by the truth, where it is known; else, above a half, by a judge of other sources, or the run's own."""
 METRICS = (
-    *SCORES, "win_rate_vs_sft", "sampled_accuracy", "qa_accuracy", "multi_turn_accuracy", "arithmetic_accuracy",
+    *SCORES, "judge_score", "sampled_accuracy", "qa_accuracy", "multi_turn_accuracy", "arithmetic_accuracy",
     "identity_accuracy", "repetition", "refusal_rate", "end_rate", "answer_tokens", "bits_per_byte",
     "answer_bits_per_byte", "kl_to_sft",
 )  # fmt: skip
@@ -95,7 +95,7 @@ def better_of(metric: str) -> str:
 
 
 def score_of(changes: Row) -> str | None:
-    """What a stage is judged by: the gold score, or the held-out judge's win rate where nobody knows the truth."""
+    """What a stage is judged by: the gold score, or the win rate by a held-out judge where nobody knows the truth."""
     return next((name for name in SCORES if name in changes), None)
 
 
@@ -176,7 +176,7 @@ def aligned(directory: Path, stage: str, before: dict[str, Row]) -> Row:
 
 
 def with_judge(row: Row, rate: Row) -> None:
-    """Add the held-out judge's win rate to a stage's numbers, as if the stage had measured it."""
+    """Add the win rate by the judge of other sources to a stage's numbers, as if the stage had measured it."""
     row["metrics"]["judge_win_rate"] = rate
     change = difference(*(rate[key] - 0.5 for key in ("value", "low", "high")))
     row["changes"]["judge_win_rate"] = change

@@ -212,7 +212,8 @@ def reward_model(result: Row) -> Iterator[str]:
     for judge in result["judges"]:
         accuracy = cell("pair_accuracy", judge["accuracy"])
         yield (
-            f"- Seed {judge['seed']}, the held-out judge: a reward model of the same SFT model, trained on {judge['sources']} alone; "
+            f"- Seed {judge['seed']}, the judge of other sources: a reward model of the same SFT model, "
+            f"trained on {judge['sources']} alone; "
             f"{accuracy} of {judge['accuracy']['n']:,} held-out pairs; {judge['shared_prompts']} of its training "
             "pairs have a prompt that the policy's reward model saw too"
         )

@@ -185,7 +185,8 @@ def split_preferences(recipe: Path, overrides: Sequence[str], names: Sequence[st
 def judge_run(recipe: Path, base: Path, directory: Path, overrides: Sequence[str]) -> None:
     """A reward model trained from the SFT model of `base` on other pairs, which `overrides` name."""
     begin_from(base, directory, ("tokenizer", "shards", "pretrain", "sft"))
-    ended = mengya_run(recipe, directory, ["corpus", "reward"], overrides)
+    # All its pairs for itself: it is no policy's reward model, so nobody has to judge what climbs it.
+    ended = mengya_run(recipe, directory, ["corpus", "reward"], [*overrides, "reward.judge_share=0"])
     if ended.code:
         raise UserError(ended.message, where=directory, mend="name other sources with --judge-sources")
 

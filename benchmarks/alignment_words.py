@@ -11,7 +11,7 @@ from mengya.report.words import STAGES, metric_words, shown
 Row = dict[str, Any]
 
 _SHORT = {"sft": "SFT", "grpo-arithmetic": "GRPO on arithmetic alone"}
-_WORDS = {"judge_win_rate": "win rate against SFT by the held-out judge"}
+_WORDS = {"judge_win_rate": "win rate against SFT by a judge of other sources"}
 
 
 def stage_name(stage: str) -> str:

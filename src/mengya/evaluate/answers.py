@@ -115,25 +115,8 @@ def measure_questions(
     return measured
 
 
-def measure_style(
-    model: Transformer,
-    tokenizer: ChatTokenizer,
-    prompts: Sequence[Question],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[Measurement, Answers]:
+def measure_style(answers: Answers, prompts: Sequence[Question]) -> Measurement:
     """Judges' scores of sampled answers: repetition, refusals, answers that end; gold score where the truth is known."""
-    answers = answer(
-        model,
-        tokenizer,
-        [question.messages for question in prompts],
-        max_new_tokens=max_new_tokens,
-        sampling=SAMPLED,
-        seed=seed,
-        batch_size=batch_size,
-    )
     measured = Measurement()
     measured.add_mean("repetition", [judges.repetition(text) for text in answers.texts])
     answerable = [i for i, question in enumerate(prompts) if question.kind != "unknown"]
@@ -145,7 +128,7 @@ def measure_style(
         measured.add_mean("gold_score", [judges.gold_score(text, question) for text, question in pairs])
         measured.add_share("sampled_accuracy", [judges.is_right(text, question) for text, question in pairs])
         measured.add_mean("politeness", [judges.politeness(text) for text, _ in pairs])
-    return measured, answers
+    return measured
 
 
 def has_truth(question: Question) -> bool:

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from mengya.report import plots
 from mengya.report.words import Words, metric_words, shown
 
-KEYS = ("guard", "verdict", "stopped_early", "handed_over", "over_optimised_past")
-"""What the guard leaves in a stage's counts; it is shown here and nowhere else."""
+KEYS = ("guard", "judge", "verdict", "stopped_early", "handed_over", "over_optimised_past")
+"""What the guard and the judge leave in a stage's counts; it is shown here and nowhere else."""
 
 _COLUMNS = {
     "score": Words("得分", "score ± error of gain"),
@@ -56,6 +56,7 @@ def section(stage: str, counts: dict[str, Any]) -> dict[str, Any] | None:
         "columns": list(_COLUMNS.values()),
         "rows": rows,
         "verdict": counts.get("verdict") or "",
+        "judge": counts.get("judge") or "",
         "stopped": counts.get("stopped_early") or "",
         "figures": _figures(stage, looks, counts),
     }

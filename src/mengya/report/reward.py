@@ -41,7 +41,7 @@ def _members(metrics: dict[str, Value]) -> list[str]:
 
 
 def quality(counts: View, metrics: dict[str, Value]) -> View:
-    """{"verdict": a line or "", "figures": panels} of what the stage counted; what it did not measure is left out."""
+    """{"verdict", "judge": a line or "", "figures": panels} of what the stage counted; what it did not measure is left out."""
     panels = [found for found in (baselines(metrics),) if found]
     bins = [plots.Bin(row["predicted"], row["right"], row["n"]) for row in counts.get("calibration", [])]
     if bins:
@@ -57,7 +57,8 @@ def quality(counts: View, metrics: dict[str, Value]) -> View:
             "chosen − rejected",
         )
         panels.append({"title": "奖励差的分布 · margins of held-out pairs", "svg": Markup(svg)})
-    return {"verdict": str(counts.get("verdict", "")), "figures": panels}
+    lines = {key: str(counts.get(key, "")) for key in ("verdict", "judge")}
+    return {**lines, "figures": panels}
 
 
 def by_reason(metrics: dict[str, Value]) -> list[View]:

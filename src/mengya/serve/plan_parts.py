@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mengya.errors import UserError
-from mengya.evaluate.answers import by_kind
+from mengya.evaluate.answers import by_kind, has_truth
 from mengya.files import read_jsonl
 from mengya.serve.plan_probe import GenerationTime, Probe, StepTime, decoding
 from mengya.serve.plan_sample import Sample
 from mengya.settings import Recipe, TrainSettings, micro_batch_key, micro_batch_of
 from mengya.stages.common import HeldOut, held_out, tokenizer_of
+from mengya.stages.judge import share_of
 from mengya.stages.micro_batch import available_memory, estimated
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.memory import BYTES_OF_PROCESS, Memory, micro_batch_choices, training_memory
@@ -138,11 +139,28 @@ class Parts:
         self._read(plan, "evaluation", self._document_tokens() + self._cloze_tokens() + some)
 
     def _aligned(self, plan: StagePlan) -> None:
-        """An alignment stage's end: the measurement, and its KL to SFT on the answers sampled for it."""
+        """An alignment stage's end: the measurement, its KL to SFT on the answers sampled for it, and what a judge costs, who
+        reads those answers and SFT's, which are sampled again."""
         self._evaluation(plan)
-        count = len(self.held.style)
-        tokens = sum(self._drawn(self.prompt_lengths, count)) + sum(self._drawn(self.answer_lengths, count))
-        self._read(plan, "evaluation", 2 * tokens)
+        settings, count = self.recipe.evaluate, len(self.held.style)
+        asked = self._drawn(self.prompt_lengths, count)
+        tokens = sum(asked) + sum(self._drawn(self.answer_lengths, count))
+        judged = bool(self.judge_share) and not self.knows_truth
+        self._read(plan, "evaluation", (4 if judged else 2) * tokens)
+        if judged:
+            lengths = self._drawn(self.answer_lengths, count, settings.max_new_tokens)
+            self._generate(plan, "evaluation", asked, lengths, settings.batch_size)
+
+    @property
+    def judge_share(self) -> float:
+        """Of the training pairs, that the run will set apart for its judge."""
+        has_judge = "reward" in self.recipe.stages
+        return share_of(self.recipe, round(self.sample.count("preference"))) if has_judge else 0.0
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether the guard and the measurement can do without a model that judges."""
+        return all(has_truth(question) for question in (*self.held.guard, *self.held.style))
 
     def _rows(self, artifact: str) -> list[dict[str, Any]]:
         return list(read_jsonl(self.context.path(artifact)))

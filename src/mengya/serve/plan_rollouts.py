@@ -180,4 +180,6 @@ class RolloutParts(Parts):
             sum(questions) + sum(lengths),
             sum(asked) + sum(told) + self._tokens_of_documents(GUARD_TEXTS),
         )
-        self._read(plan, "guard", (2 * looks - 1) * answers + looks * foretold)
+        # Where the truth is not known a model scores them: the judge, or the reward model.
+        scored = 0 if self.knows_truth or "reward" not in self.recipe.stages else looks * answers
+        self._read(plan, "guard", (2 * looks - 1) * answers + looks * foretold + scored)

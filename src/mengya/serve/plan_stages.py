@@ -159,9 +159,11 @@ class Planner(RolloutParts):
         loader, counts, _, rendered = pair_loader(self.context, self.tokenizer, train, settings, self.probe.world)
         growth = self.sample.count("preference") / len(train)
         prepare = (time.perf_counter() - began) * growth
-        whole = counts["examples"] * growth
-        members = settings.members if isinstance(settings, RewardSettings) else 1
+        share, members = self.judge_share, settings.members if isinstance(settings, RewardSettings) else 1
+        judge, whole = counts["examples"] * growth * share, counts["examples"] * growth * (1 - share)
         plan.steps = members * max(1, round(settings.epochs * whole / settings.batch_pairs))
+        if isinstance(settings, RewardSettings) and share:
+            plan.steps += max(1, round(settings.epochs * judge / settings.batch_pairs))
         micro = micro_batch_of(settings)
         per_step = settings.batch_pairs / micro
         steps = [next(loader) for _ in range(max(1, min(40, len(rendered) // settings.batch_pairs)))]
@@ -199,12 +201,13 @@ class Planner(RolloutParts):
         plan.parts["training"] *= uneven
         a_pair = sum(len(pair.chosen) + len(pair.rejected) for pair in rendered) / len(rendered)
         if reward:
-            looked = members * 4 * len(validation) * a_pair  # at half time, at the end (twice), and without the prompts
-            plan.parts["data"] = (1 + members) * prepare
-            plan.parts["data"] += members * 4 * prepare * len(validation) / max(1, len(train) * growth)
-            self._read(plan, "validation", looked)
+            # At half time, at the end (twice), and without the prompts, in which the judge is not asked.
+            looks = members * 4 + (3 if share else 0)
+            plan.parts["data"] = ((1 + members) * (1 - share) + share) * prepare
+            plan.parts["data"] += looks * prepare * len(validation) / max(1, len(train) * growth)
+            self._read(plan, "validation", looks * len(validation) * a_pair)
         else:
-            plan.parts["data"] = prepare
+            plan.parts["data"] = prepare * (1 - share)
             assert isinstance(settings, DPOSettings)
             if settings.loss != "simpo":
                 self._read(plan, "reference", whole * a_pair)

@@ -157,6 +157,10 @@ class RewardSettings(PairTrainSettings):
     score by their mean less `conservatism` times their standard deviation."""
     conservatism: Annotated[float, Field(ge=0.0)] = 1.0
     """Standard deviations over the members that an answer's score is lowered by; 0: their mean (Coste et al. 2023)."""
+    judge_share: Annotated[float, Field(ge=0.0, lt=0.9)] | None = None
+    """Share of the prompts, chosen by a hash, whose pairs train a second reward model: the judge. Where the truth is not known the
+    guard scores policies by it, and answers are compared with SFT's. The reward model, DPO, PPO and GRPO see none of these pairs.
+    When absent: 0.3 without the embedded corpus's conversations, given 1,000 training pairs; else 0."""
     min_margin: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
     """How far the lower end of the accuracy's 95% interval must lie above the best of `must_beat`; otherwise PPO, and GRPO
     with the term `model`, refuse the reward model. 0: better than any of them, beyond its error. Below 0 allows as much less."""

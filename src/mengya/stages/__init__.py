@@ -106,6 +106,8 @@ TOKEN_FILES = "token_files"
 """Name of the source that `shards.token_files` are."""
 OWN_PAIRS = "preferences/pairs"
 """What the stage `preferences` makes: pairs in the layout of corpus/preferences."""
+JUDGE = "reward/judge"
+"""A reward model of pairs of its own, which no policy is trained on or against; where `reward.judge_share` sets some apart."""
 _HARDWARE = ("seed", "precision", "device")
 _DOCUMENTS, _CONVERSATIONS, _HELD_OUT = "corpus/documents", "corpus/conversations", "corpus/evaluation"
 _CHAT_NEEDS = ("tokenizer/model", "shards/tokens", _HELD_OUT)
@@ -166,28 +168,28 @@ STAGES: dict[StageName, Stage] = {
             "reward",
             (*_HARDWARE, "reward"),
             ("sft/model", "corpus/preferences"),
-            (*_REWARD, *_REWARD_MEMBERS),
+            (*_REWARD, *_REWARD_MEMBERS, JUDGE),
         ),
         _stage(
             "dpo",
             (*_HARDWARE, "dpo", "evaluate"),
             ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
             ("dpo/model", "dpo/evaluation.json"),
-            uses=("reward/model",),  # the guard's judge where no truth is known
+            uses=("reward/model", JUDGE),  # who judges where no truth is known
         ),
         _stage(
             "ppo",
             (*_HARDWARE, "identity", "playground", "ppo", "evaluate"),
             ("sft/model", "sft/evaluation.json", *_REWARD, "corpus/preferences", *_CHAT_NEEDS),
             ("ppo/model", "ppo/evaluation.json"),
-            uses=_REWARD_MEMBERS,
+            uses=(*_REWARD_MEMBERS, JUDGE),
         ),
         _stage(
             "grpo",
             (*_HARDWARE, "identity", "playground", "grpo", "evaluate"),
             ("sft/model", "sft/evaluation.json", "corpus/preferences", *_CHAT_NEEDS),
             ("grpo/model", "grpo/evaluation.json"),
-            uses=(*_REWARD, *_REWARD_MEMBERS),
+            uses=(*_REWARD, *_REWARD_MEMBERS, JUDGE),
         ),
         _stage(
             "evaluate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from mengya.console import say
 from mengya.corpus.playground import judges
 from mengya.corpus.records import Message, PreferencePair
 from mengya.errors import UserError
@@ -24,8 +25,10 @@ from mengya.stages.common import (
     measure_language_model,
     outcome_of,
     save_stage_model,
+    style_answers,
 )
-from mengya.stages.reward_models import load_rewards
+from mengya.stages.judge import judge_of
+from mengya.stages.reward_models import load_judge, load_rewards
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
@@ -34,6 +37,8 @@ Item = TypeVar("Item")
 GUARD_TEXTS = 64
 """Conversations, whose reference answers the policy is to foretell, and documents, at most: a look reads half as many
 tokens more for them."""
+
+NO_JUDGE = "nobody: no pairs were set apart for a judge, and the guard went by the reward model or by rules"
 
 
 def with_room(
@@ -62,11 +67,12 @@ def with_room(
 class GuardLook:
     """How the guard looks at a policy: sampled answers to prompts that are neither trained on nor measured at the end.
 
-    One score a prompt: the judges' where the truth is known, else the reward model's, else (there is none) minus the
-    share of repetition. The policy that training was given is looked at once, as step 0, and every later look is
-    compared with it prompt by prompt; a resumed training looks at it anew, and sees the same.
-    `models` gives the SFT model and the reward model, if there is one; what they take is freed between looks where
-    training itself does not hold them.
+    One score a prompt: the gold judges' where the truth is known; else that of the run's judge, a reward model of pairs set
+    apart; else (there is none) that of the reward model, which PPO itself raises; else minus the share of repetition. The
+    policy that training was given is looked at once, as step 0, and every later look is compared with it prompt by prompt; a
+    resumed training looks at it anew, and sees the same.
+    `reference` gives the SFT model, `rewards` the reward model, if there is one; what these and the judge take is freed
+    between looks where training itself does not hold them.
     """
 
     def __init__(
@@ -74,9 +80,11 @@ class GuardLook:
         context: Context,
         tokenizer: ChatTokenizer,
         max_new_tokens: int,
-        models: Callable[[], tuple[Transformer, Scorer | None]],
+        reference: Callable[[], Transformer],
+        rewards: Callable[[], Scorer | None],
     ) -> None:
-        self.tokenizer, self.max_new_tokens, self.models = tokenizer, max_new_tokens, models
+        self.context, self.tokenizer, self.max_new_tokens = context, tokenizer, max_new_tokens
+        self.reference, self.rewards = reference, rewards
         self.seed = context.recipe.seed
         held = held_out(context)
         measured = context.recipe.evaluate
@@ -84,18 +92,29 @@ class GuardLook:
         documents = _others(len(held.validation), measured.num_documents)
         self.held = HeldOutPrompts(held.guard, conversations, held.validation, documents)
         self.start: Seen | None = None
+        self.knows_truth = all(has_truth(question) for question in held.guard)
+        self.judge = None if self.knows_truth else judge_of(context)
+        if self.judge is not None:
+            say(f"{context.stage.name}: judged by {self.judge.described()}")
 
-    def _score(self, answers: Answers, rewards: Scorer | None) -> list[float]:
-        prompts = self.held.prompts
-        if all(has_truth(question) for question in prompts):
-            pairs = zip(answers.texts, prompts, strict=True)
+    def models(self) -> tuple[Transformer, Scorer | None]:
+        """The SFT model, and what scores answers where that takes a model."""
+        reference = self.reference()
+        if self.judge is not None:
+            device = reference.output_weight_VC.device
+            return reference, load_judge(self.context, device, reference.compute_dtype)
+        return reference, None if self.knows_truth else self.rewards()
+
+    def _score(self, answers: Answers, scorer: Scorer | None) -> list[float]:
+        if self.knows_truth:
+            pairs = zip(answers.texts, self.held.prompts, strict=True)
             return [judges.gold_score(text, question) for text, question in pairs]
-        if rewards is not None:
-            return reward_scores(rewards, answers)
+        if scorer is not None:
+            return reward_scores(scorer, answers)
         return [-judges.repetition(text) for text in answers.texts]
 
     def __call__(self, policy: Transformer, step: int) -> Look:
-        reference, rewards = self.models()
+        reference, scorer = self.models()
 
         def seen(model: Transformer) -> Seen:
             return seen_of(
@@ -103,7 +122,7 @@ class GuardLook:
                 reference,
                 self.tokenizer,
                 self.held,
-                lambda answers: self._score(answers, rewards),
+                lambda answers: self._score(answers, scorer),
                 max_new_tokens=self.max_new_tokens,
                 seed=self.seed,
             )
@@ -130,19 +149,19 @@ def guard_look(
     rewards: Scorer | None,
 ) -> GuardLook:
     """The guard's look of a stage that holds the SFT model anyway."""
-    return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: (reference, rewards))
+    return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: reference, lambda: rewards)
 
 
 def guard_look_from_disk(context: Context, tokenizer: ChatTokenizer, max_new_tokens: int, world: World) -> GuardLook:
-    """The guard's look of a stage that trains without a second model in memory: the SFT model, and the reward model
-    where the run has one and no truth is known, are read for each look."""
-    knows_truth = all(has_truth(question) for question in held_out(context).guard)
-
-    def models() -> tuple[Transformer, Scorer | None]:
-        judged = not knows_truth and context.has("reward/model")
-        return load_language_model(context, "sft/model", world), load_rewards(context, world) if judged else None
-
-    return GuardLook(context, tokenizer, max_new_tokens, models)
+    """The guard's look of a stage that trains without a second model in memory: the SFT model, and what scores where no
+    truth is known (without a judge the reward model, where the run has one), are read for each look."""
+    return GuardLook(
+        context,
+        tokenizer,
+        max_new_tokens,
+        lambda: load_language_model(context, "sft/model", world),
+        lambda: load_rewards(context, world) if context.has("reward/model") else None,
+    )
 
 
 def check_measured_alike(context: Context) -> None:
@@ -158,9 +177,10 @@ def check_measured_alike(context: Context) -> None:
 
 
 def aligned_outcome(context: Context, model: Transformer, tokenizer: ChatTokenizer, world: World) -> Outcome:
-    """Metrics and delta of an aligned model: with its KL to SFT, and its win rate by the gold judge where there is one.
+    """Metrics and delta of an aligned model, with its KL to SFT and its win rate; who judged is in the counts.
 
-    Win rate: on each prompt the gold score of one sampled answer of each model; a tie counts half.
+    Win rate: on each prompt the score of one sampled answer of each model, by the gold judges where the truth is known, else
+    by the run's judge, where it has one; a tie counts half. "judge_score" is the judge's mean.
     """
     save_stage_model(context, model, tokenizer)
     held = held_out(context)
@@ -168,10 +188,19 @@ def aligned_outcome(context: Context, model: Transformer, tokenizer: ChatTokeniz
     before = load_measurement(context.path("sft/evaluation.json"))
     reference = load_language_model(context, "sft/model", world)
     measured.metrics["kl_to_sft"] = kl_to_reference(model, reference, answers)
-    if "gold_score" in measured.items:
-        rate = win_rate(measured.items["gold_score"], before.items["gold_score"])
-        measured.metrics["win_rate_vs_sft"] = rate
-    return outcome_of(context, measured, "sft", before)
+    score, judged_by = "gold_score", "the gold judges, who know the truth"
+    if score not in measured.items:
+        score, judged_by, judge = "judge_score", NO_JUDGE, judge_of(context)
+        if judge is not None:
+            judged_by, scorer = judge.described(), load_judge(context, world.device, world.dtype)
+            measured.add_mean(score, reward_scores(scorer, answers))
+            theirs = style_answers(context, reference, tokenizer, held.style)
+            before.add_mean(score, reward_scores(scorer, theirs))
+    if score in measured.items:
+        measured.metrics["win_rate_vs_sft"] = win_rate(measured.items[score], before.items[score])
+    outcome = outcome_of(context, measured, "sft", before)
+    outcome.counts["judge"] = judged_by
+    return outcome
 
 
 def distinct_prompts(pairs: list[PreferencePair]) -> list[tuple]:

@@ -13,7 +13,7 @@ from mengya.data.loader import EpochLoader, PackedLoader
 from mengya.data.packing import Examples
 from mengya.data.prefetch import Pinnable, Prefetch
 from mengya.data.shards import TokenShards
-from mengya.evaluate.answers import Answers, Measurement, measure_questions, measure_style
+from mengya.evaluate.answers import SAMPLED, Answers, Measurement, answer, measure_questions, measure_style
 from mengya.evaluate.likelihood import answer_bits_per_byte, bits_per_byte, cloze_accuracy, spread
 from mengya.evaluate.score import delta_table
 from mengya.files import read_json, read_jsonl, write_json
@@ -136,14 +136,35 @@ def held_out(context: Context) -> HeldOut:
     )
 
 
+def style_answers(context: Context, model: Transformer, tokenizer: ChatTokenizer, prompts: list[Question]) -> Answers:
+    """What every language-model stage answers to the prompts for style: sampled, each with the same chance."""
+    settings = context.recipe.evaluate
+    return answer(
+        model,
+        tokenizer,
+        [question.messages for question in prompts],
+        max_new_tokens=settings.max_new_tokens,
+        sampling=SAMPLED,
+        seed=context.recipe.seed,
+        batch_size=settings.batch_size,
+    )
+
+
 def measure_language_model(
     context: Context, model: Transformer, tokenizer: ChatTokenizer, held: HeldOut
 ) -> tuple[Measurement, Answers]:
     """All that every language-model stage is measured by, and the sampled answers behind the style numbers."""
     settings = context.recipe.evaluate
-    limits = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size}
-    measured, answers = measure_style(model, tokenizer, held.style, seed=context.recipe.seed, **limits)
-    asked = measure_questions(model, tokenizer, held.questions, per_kind=settings.num_questions, **limits)
+    answers = style_answers(context, model, tokenizer, held.style)
+    measured = measure_style(answers, held.style)
+    asked = measure_questions(
+        model,
+        tokenizer,
+        held.questions,
+        per_kind=settings.num_questions,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
     measured.metrics |= asked.metrics
     measured.items |= asked.items
     measured.metrics["bits_per_byte"], _ = bits_per_byte(model, held.validation, settings.num_documents)

@@ -15,7 +15,7 @@ from mengya.settings import DPOSettings
 from mengya.stages.aligned import aligned_outcome, check_measured_alike, guard_look_from_disk
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
-from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.stages.preferences import pair_loader, policy_pairs
 from mengya.stages.replay import replay_of
 from mengya.train.loop import fit
 from mengya.train.parallel import World
@@ -59,7 +59,7 @@ def execute(context: Context) -> Outcome:
     model = parallelize(model, world, recipe.parallel)
     anywhere_N2 = torch.zeros(1, 2, device=world.device)
     settings = fitted(settings, model, objective_of(settings, anywhere_N2), world, recipe.parallel)
-    train = preference_pairs(context, "train", settings.pairs_from)
+    train, judges = policy_pairs(context, settings.pairs_from)
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
     logps_N2 = anywhere_N2
     if settings.loss != "simpo":
@@ -85,7 +85,8 @@ def execute(context: Context) -> Outcome:
     if not world.is_main:
         return Outcome()
     outcome = aligned_outcome(context, model, tokenizer, world)
-    outcome.counts = {**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()}
+    outcome.counts |= {**totals, "micro_batch_pairs": settings.micro_batch_pairs, **counts, **loader.packing()}
+    outcome.counts["pairs_of_judge"] = len(judges)
     outcome.metrics["dpo.pairs_per_second"] = per_second(totals, "pairs")
     outcome.metrics["dpo.tokens_per_second"] = per_second(totals)
     return outcome

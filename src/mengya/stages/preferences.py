@@ -10,6 +10,7 @@ from mengya.files import read_jsonl
 from mengya.run import Context
 from mengya.settings import PairsFrom, PairTrainSettings, micro_batch_of
 from mengya.stages import OWN_PAIRS
+from mengya.stages.judge import judge_of
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
@@ -19,6 +20,24 @@ def preference_pairs(context: Context, split: str, pairs_from: PairsFrom = "corp
     folders = {"corpus": ["corpus/preferences"], "own": [OWN_PAIRS], "both": ["corpus/preferences", OWN_PAIRS]}
     files = [context.path(folder) / f"{split}.jsonl" for folder in folders[pairs_from]]
     return [records.preference_pair(row) for file in files for row in read_jsonl(file)]
+
+
+def policy_pairs(
+    context: Context, pairs_from: PairsFrom = "corpus"
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """The training pairs that a policy may learn from, and those that are the judge's where the run has one."""
+    pairs = preference_pairs(context, "train", pairs_from)
+    judge = judge_of(context)
+    if judge is None:
+        return pairs, []
+    ours, judges = judge.split.divided(pairs)
+    if not ours:
+        raise UserError(
+            f"all of {len(pairs)} pairs are set apart for the judge",
+            where="reward.judge_share",
+            mend="set it to 0, or give more pairs",
+        )
+    return ours, judges
 
 
 def pair_loader(

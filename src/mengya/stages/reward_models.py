@@ -1,9 +1,11 @@
-"""The reward model, or the ensemble, as PPO and GRPO take it: measured, good enough, of their tokenizer."""
+"""The reward model, or the ensemble, as PPO and GRPO take it: measured, good enough, of their tokenizer; and the judge."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mengya.console import say
 from mengya.errors import UserError
@@ -12,6 +14,7 @@ from mengya.files import read_json
 from mengya.model.checkpoint import load_model
 from mengya.model.heads import RewardEnsemble, RewardModel, Scorer
 from mengya.run import Context
+from mengya.stages import JUDGE
 from mengya.stages.common import tokenizer_of
 from mengya.tokenizer.encode import load_tokenizer
 from mengya.train.parallel import World
@@ -54,21 +57,26 @@ def load_rewards(context: Context, world: World) -> Scorer:
     UserError where a model reads tokens of another tokenizer than the policy writes.
     """
     evaluation = _evaluation(context)
-    ours = tokenizer_of(context).fingerprint
-    members = []
-    for number in range(len(evaluation["offsets"])):
-        path: Path = context.path("reward") / member_name(number)
-        if load_tokenizer(path).fingerprint != ours:
-            raise UserError(
-                "this reward model reads other tokens than the policy writes: its tokenizer is another one",
-                where=path,
-                mend="train it in this run (the stage reward), from this run's SFT model",
-            )
-        model = load_model(path, head="score", device=world.device, compute_dtype=world.dtype)
-        members.append(model.requires_grad_(False))
+    paths = [context.path("reward") / member_name(number) for number in range(len(evaluation["offsets"]))]
+    members = [_frozen(context, path, world.device, world.dtype) for path in paths]
     if len(members) == 1:
         return members[0]
     return RewardEnsemble(members, evaluation["offsets"], evaluation["conservatism"])
+
+
+def load_judge(context: Context, device: torch.device, dtype: torch.dtype) -> RewardModel:
+    """The frozen judge of a run that has one (`stages.judge.judge_of`)."""
+    return _frozen(context, context.path(JUDGE), device, dtype)
+
+
+def _frozen(context: Context, path: Path, device: torch.device, dtype: torch.dtype) -> RewardModel:
+    if load_tokenizer(path).fingerprint != tokenizer_of(context).fingerprint:
+        raise UserError(
+            "this reward model reads other tokens than the policy writes: its tokenizer is another one",
+            where=path,
+            mend="train it in this run (the stage reward), from this run's SFT model",
+        )
+    return load_model(path, head="score", device=device, compute_dtype=dtype).requires_grad_(False)
 
 
 def value_model(context: Context, world: World) -> RewardModel:

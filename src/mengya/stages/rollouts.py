@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from mengya.corpus import playground
@@ -14,7 +14,7 @@ from mengya.run import Context, Outcome
 from mengya.settings import RolloutSettings, micro_batch_of
 from mengya.stages.aligned import aligned_outcome, distinct_prompts
 from mengya.stages.corpus import world_of_recipe
-from mengya.stages.preferences import preference_pairs
+from mengya.stages.preferences import policy_pairs
 from mengya.stages.prompts import check_kinds
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
@@ -29,7 +29,7 @@ def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: b
     if exercises and any(source.playground for source in recipe.corpus.conversations):
         prompts = playground.generate_exercises(world_of_recipe(recipe), settings.num_exercises, settings.kinds)
     else:
-        pairs = preference_pairs(context, "train", settings.pairs_from)
+        pairs, _ = policy_pairs(context, settings.pairs_from)
         prompts = [Question(prompt, "open") for prompt in distinct_prompts(pairs)]
     if {term.kind for term in settings.rewards} == {"truth"} and not any(map(has_truth, prompts)):
         raise UserError(
@@ -47,7 +47,7 @@ def rollout_outcome(
     world: World,
     totals: dict[str, Any],
     settings: RolloutSettings,
-    prompts: Sized,
+    prompts: Sequence[Question],
     fitting: Sized,
 ) -> Outcome:
     """The measurement of the policy that `align` left, with its counts; all ranks come here, rank 0 measures."""
@@ -55,10 +55,13 @@ def rollout_outcome(
     if not world.is_main:
         return Outcome()
     outcome = aligned_outcome(context, policy, tokenizer, world)
-    outcome.counts = {
+    of_pairs = not all(map(has_truth, prompts))
+    judges = policy_pairs(context, settings.pairs_from)[1] if of_pairs else []
+    outcome.counts |= {
         **totals,
         "micro_batch_rows": micro_batch_of(settings),
         "prompts": len(fitting),
         "prompts_too_long": len(prompts) - len(fitting),
+        "prompts_of_judge": len(distinct_prompts(judges)),
     }
     return outcome
