@@ -61,3 +61,26 @@ def test_ppo_trains_against_the_ensemble_and_refuses_a_weak_one_by_default(two_m
     assert "goes on all the same" in done.stderr
     inputs = json.loads((run / "ppo" / "manifest.json").read_text())["inputs"]
     assert {"reward/model", "reward/model-1", "reward/evaluation.json"} <= inputs.keys()
+
+
+JUDGE = ("--set", "reward.judge_share=0.4", "--set", "reward.log_every=1")
+
+
+def test_killed_in_the_judge_it_goes_on_with_it(tiny_run, tmp_path):
+    whole, killed = (shutil.copytree(tiny_run, tmp_path / name) for name in ("whole", "killed"))
+    done = mengya("reward", TINY, "--out", whole, *JUDGE)
+    assert done.returncode == 0, done.stderr
+    with Started("reward", TINY, "--out", killed, *JUDGE) as started:
+        assert started.wait_until((killed / "reward" / "member-judge" / "metrics.jsonl").exists)
+        started.kill()
+    assert not (killed / "reward" / "manifest.json").exists(), "the stage outran the knife"
+    done = mengya("reward", TINY, "--out", killed, *JUDGE)
+    assert done.returncode == 0, done.stderr
+    assert "reward: resumed at step" in done.stderr, "the reward model is not trained again"
+    outputs, expected = (
+        json.loads((run / "reward" / "manifest.json").read_text())["outputs"] for run in (killed, whole)
+    )
+    assert outputs == expected
+    assert {"reward/model", "reward/judge", "reward/evaluation.json"} == outputs.keys()
+    first = digest(tiny_run / "reward" / "model" / "model.safetensors")
+    assert digest(whole / "reward" / "model" / "model.safetensors") != first, "it was trained on fewer pairs"
