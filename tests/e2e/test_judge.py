@@ -38,8 +38,8 @@ def judged(tiny_run, tmp_path_factory):
     """(recipe, finished run, what was said): the tiny recipe on files, among which no question has a truth."""
     folder = tmp_path_factory.mktemp("judged")
     corpus = tiny_run / "corpus"
-    sources = {}
-    for kind, layout in (("documents", "text"), ("conversations", "messages"), ("preferences", "message_lists")):
+    sources = {"documents": [{"path": str(corpus / "documents" / "train-*.jsonl.zst"), "format": "text"}]}
+    for kind, layout in (("conversations", "messages"), ("preferences", "message_lists")):
         rows = [row for split in ("train", "validation") for row in _rows(corpus / kind / f"{split}.jsonl")]
         if kind == "preferences":
             rows = [
@@ -154,8 +154,12 @@ def test_a_reward_that_rises_while_the_judge_falls_is_over_optimised(judged, tmp
     save_file(weights, run / "reward/judge/model.safetensors", metadata={"format": "pt"})
     changes = {
         "steps": 12, "evaluate_every": 1, "learning_rate": 3e-3, "value_warmup_steps": 0, "kl_coefficient": 0.0,
-        "kl_target": "null", "missing_end_penalty": 0, "repetition_penalty": 0, "guard.max_kl": 1e6,
+        "kl_target": "null", "missing_end_penalty": 0, "repetition_penalty": 0,
     }  # fmt: skip
+    wide = ("max_kl", "longest_repeat", "length", "bits_per_byte", "answer_bits_per_byte")
+    whole = ("repetition", "refusals", "unfinished", "distinct", "entropy")
+    # Nothing but the score may stop it.
+    changes |= {f"guard.{key}": 1e9 for key in wide} | {f"guard.{key}": 1.0 for key in whole}
     overrides = [part for key, value in changes.items() for part in ("--set", f"ppo.{key}={value}")]
     done = mengya("ppo", recipe, "--out", run, *overrides)
     assert done.returncode == 0, done.stderr
