@@ -15,7 +15,10 @@ from mengya.corpus import records
 from mengya.evaluate.answers import SAMPLED, answer
 from mengya.evaluate.score import proportion
 from mengya.model.checkpoint import load_model
+from mengya.recipe import load_recipe
 from mengya.run import Context, Run
+from mengya.serve import plan as plans
+from mengya.serve import plan_probe
 from mengya.stages import STAGES
 from mengya.stages.common import held_out
 from mengya.stages.ppo import ppo_prompts
@@ -132,6 +135,19 @@ def test_the_stage_ends_with_the_judges_word_on_it_and_sft(judged, stage):
     assert row["low"] <= row["change"] <= row["high"]
     assert manifest["counts"]["judge"] == _manifest(run, "reward")["counts"]["judge"]
     assert f"{stage}: judged by {manifest['counts']['judge']}" in said
+
+
+def test_the_plan_counts_the_judges_steps_and_nobody_elses_pairs(judged, monkeypatch):
+    recipe, run, _ = judged
+    monkeypatch.setattr(plan_probe, "SECONDS_A_PROBE", 0.02)
+    planned = plans.make_plan(load_recipe(recipe))["stages"]
+    reward, dpo = (_manifest(run, stage)["counts"] for stage in ("reward", "dpo"))
+    both = reward["step"] + reward["judge_training"]["step"]
+    assert reward["judge_training"]["step"] >= 5
+    # From a sample of the pairs, whose share is not to a pair that of the whole.
+    assert planned["reward"]["steps"] == pytest.approx(both, abs=2)
+    assert planned["dpo"]["steps"] == pytest.approx(reward["step"], abs=2)
+    assert dpo["examples"] == reward["examples"]
 
 
 def test_the_report_says_who_judged(judged):

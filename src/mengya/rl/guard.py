@@ -1,9 +1,10 @@
 """The guard: alignment hands over its best policy, or the one it was given, never a worse one.
 
 Every few steps the policy answers held-out prompts. Where the truth is known (the playground) judges that training
-never sees score them; elsewhere the reward model does, on prompts it was not trained on. Beside the score stands what a
-policy can lose while it gains: `Look` holds it, `settings.GuardSettings` bounds it. The best sound look so far is kept;
-the policy that training was given is look 0.
+never sees score them; elsewhere a reward model of pairs set apart for that, which training never sees either (without
+such pairs the reward model itself, on prompts it was not trained on). Beside the score stands what a policy can lose
+while it gains: `Look` holds it, `settings.GuardSettings` bounds it. The best sound look so far is kept; the policy that
+training was given is look 0.
 """
 
 from __future__ import annotations
