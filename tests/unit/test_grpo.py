@@ -171,6 +171,17 @@ def test_prompts_that_teach_nothing_are_replaced_by_others(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
 
 
+def test_held_out_exercises_are_worded_as_no_exercise_is():
+    world = playground.Playground(seed=3, num_people=20)
+    kinds = {"arithmetic": 3, "rewriting": 1}
+    practised = {q.messages[-1].content for q in playground.generate_exercises(world, 2000, kinds)}
+    held_out = playground.generate_held_out_exercises(world, 200, kinds)
+    assert len(held_out) == len({question.messages for question in held_out}) > 100
+    assert not practised & {question.messages[-1].content for question in held_out}
+    sums = sum(question.kind == "arithmetic" for question in held_out)
+    assert 0.6 < sums / len(held_out) < 0.95, "in the shares that were asked for"
+
+
 def test_exercises_have_their_truth_and_training_wordings():
     world = playground.Playground(seed=3, num_people=20)
     exercises = playground.generate_exercises(world, 300)

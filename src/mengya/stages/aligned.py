@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mengya.console import say
 from mengya.corpus.playground import judges
-from mengya.corpus.records import Message, PreferencePair
+from mengya.corpus.records import Message, PreferencePair, Question
 from mengya.errors import UserError
 from mengya.evaluate.answers import Answers, has_truth, kl_to_reference, win_rate
 from mengya.evaluate.likelihood import spread
@@ -71,6 +71,7 @@ class GuardLook:
     apart; else (there is none) that of the reward model, which PPO itself raises; else minus the share of repetition. The
     policy that training was given is looked at once, as step 0, and every later look is compared with it prompt by prompt; a
     resumed training looks at it anew, and sees the same.
+    `practised` prompts, of the kinds that training asks, come to the guard's of all kinds.
     `reference` gives the SFT model, `rewards` the reward model, if there is one; what these and the judge take is freed
     between looks where training itself does not hold them.
     """
@@ -82,6 +83,7 @@ class GuardLook:
         max_new_tokens: int,
         reference: Callable[[], Transformer],
         rewards: Callable[[], Scorer | None],
+        practised: Sequence[Question] = (),
     ) -> None:
         self.context, self.tokenizer, self.max_new_tokens = context, tokenizer, max_new_tokens
         self.reference, self.rewards = reference, rewards
@@ -90,7 +92,7 @@ class GuardLook:
         measured = context.recipe.evaluate
         conversations = [held.conversations[i] for i in _others(len(held.conversations), measured.num_questions)]
         documents = _others(len(held.validation), measured.num_documents)
-        self.held = HeldOutPrompts(held.guard, conversations, held.validation, documents)
+        self.held = HeldOutPrompts([*held.guard, *practised], conversations, held.validation, documents)
         self.start: Seen | None = None
         self.knows_truth = all(has_truth(question) for question in held.guard)
         self.judge = None if self.knows_truth else judge_of(context)
@@ -147,9 +149,10 @@ def guard_look(
     tokenizer: ChatTokenizer,
     settings: RolloutSettings,
     rewards: Scorer | None,
+    practised: Sequence[Question],
 ) -> GuardLook:
     """The guard's look of a stage that holds the SFT model anyway."""
-    return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: reference, lambda: rewards)
+    return GuardLook(context, tokenizer, settings.max_new_tokens, lambda: reference, lambda: rewards, practised)
 
 
 def guard_look_from_disk(context: Context, tokenizer: ChatTokenizer, max_new_tokens: int, world: World) -> GuardLook:

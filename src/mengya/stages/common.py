@@ -25,7 +25,7 @@ from mengya.settings import PretrainSettings, SFTSettings, micro_batch_of
 from mengya.tokenizer.encode import ChatTokenizer, load_tokenizer
 from mengya.train.parallel import World, open_world
 
-_GUARD_PROMPTS = 160
+GUARD_PROMPTS = 160
 Row = TypeVar("Row")
 Batch = TypeVar("Batch", bound=Pinnable)
 
@@ -125,13 +125,13 @@ def held_out(context: Context) -> HeldOut:
             for conversation in conversations
         ]
     random.Random("style prompts").shuffle(prompts)
-    count = min(context.recipe.evaluate.num_prompts, max(1, len(prompts) - _GUARD_PROMPTS))
+    count = min(context.recipe.evaluate.num_prompts, max(1, len(prompts) - GUARD_PROMPTS))
     return HeldOut(
         TokenShards(context.path("shards/tokens"), "validation"),
         clozes,
         questions,
         prompts[:count],
-        prompts[count : count + _GUARD_PROMPTS],
+        prompts[count : count + GUARD_PROMPTS],
         conversations,
     )
 

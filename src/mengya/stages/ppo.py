@@ -15,7 +15,7 @@ from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.replay import replay_of
 from mengya.stages.reward_models import check_reward, load_rewards, value_model
-from mengya.stages.rollouts import rollout_outcome, rollout_prompts
+from mengya.stages.rollouts import practised_prompts, rollout_outcome, rollout_prompts
 from mengya.train.sharding import parallelize
 
 
@@ -56,7 +56,7 @@ def execute(context: Context) -> Outcome:
                 replay=replay_of(context, settings, tokenizer, world),
             ),
             settings,
-            look=guard_look(context, reference, tokenizer, settings, model),
+            look=guard_look(context, reference, tokenizer, settings, model, practised_prompts(context, settings)),
             directory=context.directory,
             world=world,
         )

@@ -138,6 +138,13 @@ def generate_exercises(playground: Playground, count: int, kinds: questions.Kind
     return questions.generate_exercises(rng, playground.world, playground.identity, count, kinds)
 
 
+def generate_held_out_exercises(playground: Playground, count: int, kinds: questions.Kinds = ()) -> list[Question]:
+    """Questions as those of `generate_exercises`, in held-out wordings, none twice: for who judges that training."""
+    rng = playground.rng("held-out exercises")
+    made = questions.answered_exercises(rng, playground.world, playground.identity, count, kinds, held_out=True)
+    return list({question.messages: question for question, _ in made}.values())
+
+
 def generate_answered_exercises(
     playground: Playground, count: int, kinds: questions.Kinds = ()
 ) -> list[tuple[Question, str]]:

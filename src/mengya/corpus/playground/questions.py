@@ -70,14 +70,14 @@ def generate_exercises(rng: Random, world: World, identity: Identity, count: int
 
 
 def answered_exercises(
-    rng: Random, world: World, identity: Identity, count: int, kinds: Kinds = ()
+    rng: Random, world: World, identity: Identity, count: int, kinds: Kinds = (), *, held_out: bool = False
 ) -> list[tuple[Question, str]]:
-    """The same, each with a plain right answer."""
+    """The same, each with a plain right answer; with `held_out` the last turn has a held-out wording."""
     asked: Mapping[str, float] = kinds if isinstance(kinds, Mapping) else EXERCISES
     shares = {kind: share for kind, share in asked.items() if not kinds or kind in kinds}
     exercises = []
     for kind in rng.choices(list(shares), list(shares.values()), k=count):
-        turns = dialogue(rng, world, identity, kind, num_rounds(rng))
+        turns = dialogue(rng, world, identity, kind, num_rounds(rng), held_out=held_out)
         exercises.append((_question(turns, turns[-1].kind), turns[-1].answer))
     return exercises
 
