@@ -7,6 +7,7 @@ import os
 import random
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,18 +23,18 @@ from mengya.model.presets import preset
 from mengya.model.transformer import Transformer
 from mengya.recipe import load_recipe
 from mengya.report.prediction import prediction
-from mengya.run import Run
+from mengya.run import Context, Run
 from mengya.serve import plan as plans
 from mengya.serve import plan_parts, plan_probe, plan_sample
 from mengya.serve.plan_fit import fits_everywhere, remedy, seconds_on, warnings
 from mengya.serve.plan_machines import GPUS, LAYER_SECONDS, UTILISATION, Machine, common_machines, gpu, parse_claim
 from mengya.serve.plan_parts import StagePlan
 from mengya.serve.plan_print import print_plan
-from mengya.serve.plan_probe import GenerationTime, StepTime, decoding
+from mengya.serve.plan_probe import GenerationTime, Probe, StepTime, decoding
 from mengya.serve.plan_rows import take_rows
 from mengya.serve.plan_stages import Planner
 from mengya.settings import PretrainSettings, Recipe, Source
-from mengya.stages import micro_batch
+from mengya.stages import STAGES, micro_batch
 from mengya.stages.dial import with_dial
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -258,6 +259,79 @@ def test_data_read_more_than_four_times_is_told():
     weighted = _recipe(tokens=56_000_000, weights={"b": 3.0})
     # 56 M of a mixture of 20 + 3 · 4 M: 1.75 epochs of it, in which b is read three times.
     assert "b is read 5.2 times" in warnings(weighted, config, {"a": 20e6, "b": 4e6})[0]
+
+
+# -------------------------------------------------------------------------------------------------------- the probe
+
+
+@pytest.fixture
+def clocked(monkeypatch):
+    """(a probe, its clock) where an update takes 0.1 s and a micro-batch of 8 positions 1 s, whatever this machine does."""
+    now = [0.0]
+
+    def step(self, model, optimizer, batches, objective, settings):
+        now[0] += 0.1 + sum(batch.ids_BT.numel() for batch in batches) / 8
+
+    config = ModelConfig(vocab_size=30, width=32, num_layers=1, num_heads=1)
+    probe = Probe(Recipe(name="x", threads=1, device="cpu", precision="fp32"), config)
+    probe.flops_per_second = 1e12
+    monkeypatch.setattr(plan_probe, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Probe, "_step", step)
+    monkeypatch.setattr(plan_probe.Optimizer, "step", lambda self, factor: now.__setitem__(0, now[0] + 0.1))
+    return probe
+
+
+def _micro_batch(positions):
+    return SimpleNamespace(ids_BT=torch.zeros(1, positions))
+
+
+def test_a_step_is_told_apart_into_its_update_and_its_micro_batches(clocked):
+    settings = PretrainSettings()
+    found = clocked.step_time(None, settings, [_micro_batch(8)] * 2, length=8)
+    assert (found.first, found.further) == pytest.approx((1.1, 1.0))
+    half = clocked.step_time(None, settings, [_micro_batch(4)], length=8, rows_share=0.5)  # half a micro-batch timed
+    assert (half.first, half.further) == pytest.approx((1.1, 1.0))
+
+
+def test_steps_of_uneven_size_stand_for_the_mean_one(clocked):
+    steps = iter([[_micro_batch(8), _micro_batch(4)], [_micro_batch(1)]])
+    # 12 positions in 1.6 s are more than the budget: one step is timed, and stands for one of 24.
+    assert clocked.whole_steps(None, PretrainSettings(), steps, tokens=24, length=8) == pytest.approx(3.2)
+    assert clocked.whole_steps(None, PretrainSettings(), steps, tokens=1e12, length=8) is None
+
+
+# ------------------------------------------------------------------------------------------------------- the sample
+
+
+def test_conversations_that_are_there_already_are_foreseen(tmp_path, monkeypatch):
+    playground = {"num_people": 20, "num_characters": 20_000, "num_conversations": 3000, "num_preferences": 20}
+    recipe = Recipe(
+        name="x",
+        playground=playground,
+        corpus={"documents": ["playground"], "conversations": ["playground"], "max_digit_share": 0.5},
+        tokenizer={"vocab_size": 400},
+        shards={"num_workers": 1},
+    )
+    counts = {}
+    for most in (600, 3000):
+        monkeypatch.setattr(plan_sample, "_PLAYGROUND", {**plan_sample._PLAYGROUND, "num_conversations": most})
+        (tmp_path / str(most)).mkdir()
+        counts[most] = plan_sample.take_sample(recipe, tmp_path / str(most)).count("conversation")
+        rows = (tmp_path / str(most) / "run/corpus/conversations/train.jsonl").read_text().count("\n")
+        counts[most, "rows"] = rows
+    assert counts[3000] == counts[3000, "rows"]
+    assert counts[600] == pytest.approx(counts[3000], rel=0.06)
+
+
+def test_duplicates_become_more_as_the_halves_of_the_sample_tell(tmp_path):
+    run = Run(tmp_path)
+    path = tmp_path / "corpus" / "conversations" / "train.jsonl"
+    path.parent.mkdir(parents=True)
+    numbers = [*range(400), *range(500, 800)]  # of 500 and 500
+    path.write_text("".join(f'{{"source": "playground", "origin": "playground:train:{n}"}}\n' for n in numbers))
+    context = Context(Recipe(name="x"), run, STAGES["pretrain"])
+    # 400 of 500, 700 of 1000: twice as many give 1.75 times what is kept; eight times 1.75³.
+    assert plan_sample._kept_growth(context, 1000, 8000) == pytest.approx(1.75**3)
 
 
 # ------------------------------------------------------------------------------------------------- whole recipes

@@ -77,6 +77,10 @@ class ListInput:
     def read(self, rejects: Rejects, repairs: Counter[str]) -> Iterator[Any]:
         yield from self.records
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ListInput:
+        """Itself: an executor copies its pipeline for every task, and nobody changes the records."""
+        return self
+
 
 def _format_of(source: Source, kind: Kind, rows: list[dict[str, Any]], said: set[str]) -> str:
     """The layout that the recipe names, or the guess from `rows`, which is told once (`said` remembers)."""

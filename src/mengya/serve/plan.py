@@ -40,9 +40,7 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
     from mengya.serve.plan_parts import StagePlan
     from mengya.serve.plan_sample import DATA_STAGES, take_sample
 
-    with suppress(ModuleNotFoundError):
-        importlib.import_module("tensorboard.summary.writer.event_file_writer")
-    loading = time.perf_counter() - began
+    loading = time.perf_counter() - began + _loading("tensorboard.summary.writer.event_file_writer")
     config = model_config(recipe, vocab_size(recipe))
     with tempfile.TemporaryDirectory(prefix="mengya-plan-") as directory:
         say("plan: a sample of the data")
@@ -59,12 +57,25 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
             from mengya.serve.plan_stages import Planner
 
             probe = Probe(recipe, config)
+            with_compiler = _loading("torch._dynamo")  # as any optimizer does, however little it compiles
             plans = Planner(recipe, probe, sample).plan()
-        first = next((plan for plan in plans if plan.stage not in ("corpus", "tokenizer")), None)
-        if first is not None:
-            first.parts["loading"] = loading
-            first.cpu_seconds += loading
+            _add_loading(next((plan for plan in plans if plan.settings is not None), None), with_compiler)
+        _add_loading(next((plan for plan in plans if plan.stage not in ("corpus", "tokenizer")), None), loading)
         return _as_data(recipe, config, plans, probe, sample.tokens, time.perf_counter() - began)
+
+
+def _loading(module: str) -> float:
+    """Seconds of importing a module; 0 where it is not installed."""
+    began = time.perf_counter()
+    with suppress(ModuleNotFoundError):
+        importlib.import_module(module)
+    return time.perf_counter() - began
+
+
+def _add_loading(plan: StagePlan | None, seconds: float) -> None:
+    if plan is not None:
+        plan.parts["loading"] = plan.parts.get("loading", 0.0) + seconds
+        plan.cpu_seconds += seconds
 
 
 def _as_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,10 @@ from mengya.data.pairs import PairBatch, TokenPair, pair_batch
 from mengya.evaluate.answers import Answers
 from mengya.settings import RolloutSettings
 from mengya.tokenizer.encode import ChatTokenizer
+
+_LOOKED_AT = 2000
+_DRAWS = 15
+"""Of rollouts, whose longest answers vary."""
 
 
 def random_ids(batch: PackedBatch, vocab_size: int) -> PackedBatch:
@@ -32,21 +37,42 @@ def first_pairs(pairs: Sequence[TokenPair], batch: PairBatch, count: int, pad_id
 def chosen_answers(
     pairs: Sequence[PreferencePair], tokenizer: ChatTokenizer, count: int, settings: RolloutSettings
 ) -> Answers:
-    """The data's own answers in the place of a rollout: their lengths are the best guess at the policy's."""
-    found = Answers([], [], [], [])
+    """The data's own answers in the place of a rollout: their lengths are the best guess at the policy's.
+
+    All are padded to the longest; so of some draws this is the one whose longest is the median.
+    """
     room = settings.sequence_length - settings.max_new_tokens
-    for pair in pairs:
+    found = Answers([], [], [], [])
+    for pair in pairs[:_LOOKED_AT]:
         prompt = tokenizer.render(pair.prompt, add_generation_prompt=True)[0]
-        if len(prompt) > room:
-            continue
-        tokens = tokenizer.encode(pair.chosen)[: settings.max_new_tokens - 1]
-        found.prompts.append(prompt)
-        found.tokens.append([*tokens, tokenizer.stop_ids[0]])
-        found.texts.append(pair.chosen)
-        found.finished.append(True)
-        if len(found.prompts) == count:
-            break
-    return found
+        if len(prompt) <= room:
+            tokens = tokenizer.encode(pair.chosen)[: settings.max_new_tokens - 1]
+            found.prompts.append(prompt)
+            found.tokens.append([*tokens, tokenizer.stop_ids[0]])
+            found.texts.append(pair.chosen)
+            found.finished.append(True)
+    rng, everything = random.Random("rollouts"), range(len(found.prompts))
+    draws = [rows_of(found, rng.sample(everything, min(count, len(everything)))) for _ in range(_DRAWS)]
+    draws.sort(key=lambda draw: max(widths(draw), default=0))
+    return longest_first(draws[len(draws) // 2])
+
+
+def widths(answers: Answers) -> list[int]:
+    """Tokens of each prompt with its answer."""
+    return [len(prompt) + len(tokens) for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
+
+
+def rows_of(answers: Answers, chosen: Sequence[int]) -> Answers:
+    kept = (
+        [values[i] for i in chosen] for values in (answers.texts, answers.tokens, answers.finished, answers.prompts)
+    )
+    return Answers(*kept)  # type: ignore[arg-type]
+
+
+def longest_first(answers: Answers) -> Answers:
+    """The same with the longest at the head: so that the first rows alone are padded as all are."""
+    found = widths(answers)
+    return rows_of(answers, sorted(range(len(found)), key=lambda i: found[i] < max(found)))
 
 
 def answers_of_lengths(
@@ -61,4 +87,5 @@ def answers_of_lengths(
         return Answers([], [], [], [])
     count = len(lengths)
     tokens = [[tokenizer.stop_ids[0]] * length for length in lengths]
-    return Answers([""] * count, tokens, [True] * count, [rendered[i % len(rendered)] for i in range(count)])
+    prompts_of = [rendered[i % len(rendered)] for i in range(count)]
+    return longest_first(Answers([""] * count, tokens, [True] * count, prompts_of))

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,10 +25,15 @@ from mengya.train.optimizer import Optimizer
 from mengya.train.parallel import World, open_world
 from mengya.train.step import Objective, optimizer_step
 
-SECONDS_A_PROBE = 1.2
-"""Wall time that one kind of step may take, warm-up not counted."""
-_MOST_REPEATS = 5
-_WARM_STEPS, _LEAST_STEPS, _MOST_STEPS = 1, 2, 12
+Made = TypeVar("Made")
+
+SECONDS_A_PROBE = 0.4
+"""Wall time after which no further step of a kind is begun; the first is timed however long it takes."""
+_AFFORDABLE = 1.5
+"""Times that, at the peak of matrix products: a step of more FLOPs is not timed whole."""
+_MOST_REPEATS, _MOST_STEPS = 5, 12
+_NO_RATE = 1e-6
+"""Factor of the rates: steps are timed, and the model stays what it is."""
 _SHARE_OF_MEMORY = 0.4
 _GENERATED = 6
 """Tokens a row that are generated for timing."""
@@ -102,8 +107,11 @@ class Probe:
 
     def rows_to_time(self, length: int, rows: int) -> int:
         """Sequences of a micro-batch that can be timed within the budget."""
-        affordable = SECONDS_A_PROBE * 0.3 * self.flops_per_second / (self.config.flops_per_token(length) * length)
-        return max(1, min(rows, int(affordable)))
+        return max(1, min(rows, int(self._affordable_flops() / (self.config.flops_per_token(length) * length))))
+
+    def _affordable_flops(self) -> float:
+        """Of what is timed at once."""
+        return _AFFORDABLE * SECONDS_A_PROBE * self.flops_per_second
 
     def whole_steps(
         self,
@@ -114,25 +122,38 @@ class Probe:
         tokens: float,
         length: int,
         model: nn.Module | None = None,
+        least: int = 1,
     ) -> float | None:
-        """Mean seconds of consecutive steps as the loader gives them, its own work among them; None where `tokens` a step are too
-        many to be timed whole. One step repeated would be faster than steps of ever other shapes are.
+        """Mean seconds of consecutive steps as the loader gives them, its own work among them; None where `tokens` positions, those of
+        the average step, are too many to be timed whole. One step repeated would be faster than steps of ever other shapes are.
         """
-        flops = tokens * self.config.flops_per_token(length)
-        if self.config != self.whole or flops > 0.3 * self.flops_per_second * SECONDS_A_PROBE:
+        if self.config != self.whole or tokens * self.config.flops_per_token(length) > self._affordable_flops():
             return None
         model = self.model if model is None else model
-        optimizer = Optimizer(model, settings)
+        optimizer, _ = self._optimizer(model, settings)
         model.train()
-        for _ in range(_WARM_STEPS):
+        if self.world.device.type != "cpu":
             self._step(model, optimizer, next(steps), objective, settings)
         self._synchronise()
-        began, count = time.perf_counter(), 0
-        while count < _LEAST_STEPS or (count < _MOST_STEPS and time.perf_counter() - began < SECONDS_A_PROBE):
-            self._step(model, optimizer, next(steps), objective, settings)
+        began, count, read = time.perf_counter(), 0, 0.0
+        while count < least or (count < _MOST_STEPS and time.perf_counter() - began < SECONDS_A_PROBE):
+            batches = next(steps)
+            read += sum(batch.ids_BT.numel() for batch in batches)
+            self._step(model, optimizer, batches, objective, settings)
             count += 1
         self._synchronise()
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - began) / read * tokens
+
+    def _optimizer(self, model: nn.Module, settings: TrainSettings) -> tuple[Optimizer, float]:
+        """The stage's optimizer, its state allocated, and the seconds of an update alone: what a step has once, whatever its
+        micro-batches. A CPU needs no further warm-up; kernels of a GPU do."""
+        optimizer = Optimizer(model, settings)
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        optimizer.step(_NO_RATE)
+        seconds = self.timed(lambda: optimizer.step(_NO_RATE), SECONDS_A_PROBE / 8)
+        optimizer.zero_grad()
+        return optimizer, seconds
 
     def _step(
         self,
@@ -147,7 +168,7 @@ class Probe:
             optimizer,
             batches,
             objective,
-            rate=1e-6,
+            rate=_NO_RATE,
             gradient_clip=settings.gradient_clip,
             world=self.world,
         )
@@ -163,25 +184,26 @@ class Probe:
         rows_share: float = 1.0,
         single: bool = False,
     ) -> StepTime:
-        """Of steps over `batches` (each a micro-batch); `rows_share`: the timed over the whole micro-batch.
+        """Of steps over micro-batches such as the first of `batches`; `rows_share`: the timed over the whole micro-batch.
 
-        `single` where a step is one micro-batch: two are not tried then.
+        `single` where a step is one micro-batch, so that its update need not be told apart.
         """
         model = self.model if model is None else model
-        optimizer = Optimizer(model, settings)
+        optimizer, update = self._optimizer(model, settings)
 
-        def run(count: int) -> Callable[[], Any]:
-            chosen = [batches[i % len(batches)] for i in range(count)]
-            return lambda: self._step(model, optimizer, chosen, objective, settings)
+        def run() -> None:
+            self._step(model, optimizer, batches[:1], objective, settings)
 
         model.train()
-        run(1)()  # allocates the optimizer's state and warms up
-        one = self.timed(run(1), SECONDS_A_PROBE * (1.0 if single else 0.4))
+        if self.world.device.type != "cpu":
+            run()
+        one = self.timed(run, SECONDS_A_PROBE)
+        if not single:  # told apart below, and the first of a shape is up to a tenth slower than those that follow
+            one = min(one, self.timed(run, 0.0))
         scale = 1.0 / (self.share(length) * rows_share)
         if single and scale == 1.0:
             return StepTime(one, one)
-        two = self.timed(run(2), SECONDS_A_PROBE * 0.6)
-        further = min(max(two - one, 0.2 * one), one)
+        further = min(max(one - update, 0.2 * one), one)
         return StepTime((one - further) / self.update_share + further * scale, further * scale)
 
     def timed(self, work: Callable[[], Any], budget: float) -> float:
@@ -195,11 +217,22 @@ class Probe:
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds)
 
+    def made_and_timed(self, work: Callable[[], Made]) -> tuple[Made, float]:
+        """What `work` makes, and its seconds: on a CPU of the first time, where that is long."""
+        self._synchronise()
+        began = time.perf_counter()
+        made = work()
+        self._synchronise()
+        seconds = time.perf_counter() - began
+        if seconds < SECONDS_A_PROBE / 2 or self.world.device.type != "cpu":
+            seconds = self.timed(work, SECONDS_A_PROBE)
+        return made, seconds
+
     def generation(self, prompt_length: int) -> GenerationTime:
         """From a few tokens with few and with many rows; the prompt's part from a generation of one token."""
         length = min(prompt_length, self.config.max_positions - _GENERATED)
         prompt_flops = self.config.flops_per_token(length) / 3 * length
-        many = int(SECONDS_A_PROBE * 0.3 * self.flops_per_second / prompt_flops)  # fewer where the model is slow
+        many = int(self._affordable_flops() / prompt_flops)  # fewer where the model is slow
         many = max(_FEW_ROWS + 4, min(_MANY_ROWS, many))
 
         def run(rows: int, tokens: int) -> Callable[[], Any]:
@@ -213,7 +246,7 @@ class Probe:
             )
 
         run(2, 2)()
-        budget = SECONDS_A_PROBE / 6
+        budget = SECONDS_A_PROBE / 4
         few_one, few = self.timed(run(_FEW_ROWS, 1), budget), self.timed(run(_FEW_ROWS, _GENERATED), budget)
         many_one, many_all = self.timed(run(many, 1), budget), self.timed(run(many, _GENERATED), budget)
         steps = _GENERATED - 1
@@ -229,21 +262,21 @@ class Probe:
 
         chosen = list(sequences)
         tokens = sum(map(len, chosen))
-        most = SECONDS_A_PROBE * 0.3 * self.flops_per_second / (self.config.flops_per_token(256) / 3)
+        most = self._affordable_flops() / (self.config.flops_per_token(256) / 3)
         while len(chosen) > 1 and tokens > most:
             chosen = chosen[: len(chosen) // 2]
             tokens = sum(map(len, chosen))
         work = lambda: sequence_logps(self.model, chosen, [1] * len(chosen))  # noqa: E731
-        work()
-        return self.timed(work, SECONDS_A_PROBE / 4) / max(1, tokens) / self.share(256)
+        sequence_logps(self.model, chosen[:2], [1] * len(chosen[:2]))
+        return self.timed(work, SECONDS_A_PROBE / 2) / max(1, tokens) / self.share(256)
 
     def _affordable(self, config: ModelConfig) -> ModelConfig:
         """The model itself, or fewer of its layers where it is too large or too slow to be timed whole."""
         layers = config.num_layers
         while layers > 1:
             candidate = replace(config, num_layers=layers)
-            row = candidate.flops_per_token(256) * 256 / (0.3 * self.flops_per_second)
-            if row < SECONDS_A_PROBE and 20 * candidate.num_parameters < _SHARE_OF_MEMORY * self._memory():
+            row = candidate.flops_per_token(256) * 256
+            if row < self._affordable_flops() and 20 * candidate.num_parameters < _SHARE_OF_MEMORY * self._memory():
                 break
             layers = max(1, layers // 2)
         return replace(config, num_layers=layers)

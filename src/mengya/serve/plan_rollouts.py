@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from mengya.rl.grpo import grpo_objective
 from mengya.rl.ppo import Actors, collect, policy_objective, value_objective
 from mengya.rl.rewards import reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
-from mengya.serve.plan_batches import answers_of_lengths, chosen_answers
+from mengya.serve.plan_batches import answers_of_lengths, chosen_answers, rows_of, widths
 from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
 from mengya.serve.plan_probe import StepTime
 from mengya.settings import DPOSettings, GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
@@ -36,10 +35,10 @@ class RolloutParts(Parts):
         train = preference_pairs(self.context, "train")
         if not train:
             return
-        began = time.perf_counter()
         answers = chosen_answers(train, self.tokenizer, settings.batch_prompts, settings)
         if not answers.prompts:
             return
+        began = time.perf_counter()
         for prompt in distinct_prompts(train):
             self.tokenizer.render(prompt, add_generation_prompt=True)
         growth = self.sample.count("preference") / len(train)
@@ -54,8 +53,8 @@ class RolloutParts(Parts):
             scores = reward_scores(rewards, few)
             return collect(actors, few, scores, settings, settings.kl_coefficient, world)[0]
 
-        rollout = collecting()
-        self._collecting(plan, settings, few, settings.batch_prompts, collecting, 3 + members)
+        rollout, seconds = self.probe.made_and_timed(collecting)
+        self._collecting(plan, settings, few, settings.batch_prompts, seconds, 3 + members)
         policy, per_update = self._update(settings, rollout, settings.batch_prompts, policy_objective(settings))
         value, _ = self._update(
             settings, rollout, settings.batch_prompts, value_objective(settings.value_clip, 1.0), values
@@ -86,10 +85,10 @@ class RolloutParts(Parts):
         def read() -> torch.Tensor:
             return torch.cat([answer_logps(model, part)[0] for part in parts])
 
-        logps_BA = read()
+        logps_BA, seconds = self.probe.made_and_timed(read)
         rollout = replace(rollout, logps_BA=logps_BA, reference_BA=logps_BA, advantages_BA=rollout.mask_BA.float())
         models = 2 + self.recipe.reward.members * any(term.kind == "model" for term in settings.rewards)
-        self._collecting(plan, settings, few, count, read, models, of=models)
+        self._collecting(plan, settings, few, count, seconds, models, of=models)
         policy, per_update = self._update(settings, rollout, count, grpo_objective(settings))
         self._learning(plan, settings, rollout, count, per_update, settings.steps, policy)
         self._rollouts_and_looks(plan, settings, answers, count)
@@ -98,9 +97,7 @@ class RolloutParts(Parts):
 
     def _few(self, answers: Answers) -> Answers:
         """As many of them as can be timed."""
-        width = max(len(prompt) + len(tokens) for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True))
-        rows = self.probe.rows_to_time(width, len(answers.prompts))
-        return Answers(answers.texts[:rows], answers.tokens[:rows], answers.finished[:rows], answers.prompts[:rows])
+        return rows_of(answers, range(self.probe.rows_to_time(max(widths(answers)), len(answers.prompts))))
 
     def _collecting(
         self,
@@ -108,14 +105,14 @@ class RolloutParts(Parts):
         settings: RolloutSettings,
         few: Answers,
         count: int,
-        work: Callable[[], Any],
+        seconds: float,
         models: int,
         of: int = 1,
     ) -> None:
-        """Reading `count` answers with `models` models; `work` reads `few` with all of them, or with one where they are `of`."""
-        width = max(len(prompt) + len(tokens) for prompt, tokens in zip(few.prompts, few.tokens, strict=True))
-        seconds = self.probe.timed(work, 0.5) / self.probe.share(width)
-        plan.parts["collecting"] = settings.steps * of * seconds * count / len(few.prompts)
+        """Reading `count` answers with `models` models; `seconds` of reading `few` with all of them, or with one where they are `of`."""
+        width = max(widths(few))
+        whole = seconds / self.probe.share(width) * count / len(few.prompts)
+        plan.parts["collecting"] = settings.steps * of * whole
         read = float(width * count)
         plan.forward_flops += models * settings.steps * read * self.probe.whole.flops_per_token(width) * FORWARD
 

@@ -1,12 +1,13 @@
 """A small piece of a recipe's data, taken through the real data stages: what there will be to train on, and how long it takes.
 
-The corpus, tokenizer and shards stages run on the first rows of every source in a temporary directory. The playground's
-conversations and pairs are made in full (up to a number), since duplicates among them grow faster than they do.
+The corpus, tokenizer and shards stages run on the first rows of every source in a temporary directory. Of the playground's
+conversations ever more are duplicates; how fast, the two halves of the sample tell.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mengya.corpus.inputs import Kind
+from mengya.corpus.playground import SOURCE
 from mengya.errors import UserError
 from mengya.files import read_json, read_jsonl
 from mengya.run import Context, Run
@@ -22,10 +24,11 @@ from mengya.settings import Recipe, Source, StageName
 from mengya.stages import STAGES, token_files
 
 DATA_STAGES: tuple[StageName, ...] = ("corpus", "tokenizer", "shards")
+_RECORDS: tuple[Kind, ...] = ("conversation", "preference")
 _ROWS: dict[Kind, int] = {"document": 2_000, "conversation": 400, "preference": 200}
 _BYTES: dict[Kind, float] = {"document": 1.5e6, "conversation": 1e6, "preference": 1e6}
 """Of rows that are read, over all sources of a kind."""
-_PLAYGROUND = {"num_characters": 250_000, "num_conversations": 20_000, "num_preferences": 8_000}
+_PLAYGROUND = {"num_characters": 250_000, "num_conversations": 6_000, "num_preferences": 2_000}
 _IMPORT_SECONDS = 1.0
 """Of the corpus stage, that do not grow with the data: libraries loaded, phases started."""
 _SPAWN_SECONDS = 1.0
@@ -62,7 +65,7 @@ def take_sample(recipe: Recipe, directory: Path) -> Sample:
             where="corpus.documents",
             mend="name a source, if only for the plan: token files alone cannot be judged by a sample",
         )
-    small, scales = _smaller(recipe, directory / "rows")
+    small, scales, growths = _smaller(recipe, directory / "rows")
     run = Run(directory / "run")
     run.directory.mkdir()
     manifests: dict[str, dict[str, Any]] = {}
@@ -88,13 +91,27 @@ def take_sample(recipe: Recipe, directory: Path) -> Sample:
     growth = sum(tokens[source] for source in sources) / max(1.0, sampled)
     characters = kept["kept"]["train"]["characters"] * growth
     context = Context(small, run, STAGES["pretrain"])
-    seconds = _seconds(recipe, context, manifests, growth, characters, scales)
+    seconds = _seconds(recipe, context, manifests, growth, characters, growths)
+    if ("conversation", SOURCE) in scales:
+        made = small.playground.num_conversations, recipe.playground.num_conversations
+        scales["conversation", SOURCE] = _kept_growth(context, *made)
     return Sample(context, scales, seconds, {name: n for name, n in tokens.items() if n}, characters)
 
 
-def _smaller(recipe: Recipe, directory: Path) -> tuple[Recipe, dict[tuple[str, str], float]]:
-    """The recipe with its sources cut to their first rows, and by how much."""
+def _kept_growth(context: Context, some: int, whole: int) -> float:
+    """Playground conversations that are no duplicates among `whole`, over those among the sample's `some`: (whole / some)^β, by
+    the β with which they grew from its first half to all of it."""
+    rows = read_jsonl(context.path("corpus/conversations/train.jsonl"))
+    numbers = [int(row["origin"].rpartition(":")[2]) for row in rows if row["source"] == SOURCE]
+    early = sum(number < some / 2 for number in numbers)
+    exponent = min(1.0, math.log2(len(numbers) / early)) if early else 1.0
+    return (whole / some) ** exponent
+
+
+def _smaller(recipe: Recipe, directory: Path) -> tuple[Recipe, dict[tuple[str, str], float], dict[Kind, float]]:
+    """The recipe with its sources cut to their first rows, by how much each, and all rows of a kind over those taken."""
     scales: dict[tuple[str, str], float] = {}
+    growths: dict[Kind, float] = {}
     corpus: dict[str, Any] = {"evaluation": [], "num_processes": 1, "executor": "local"}
     world = recipe.playground
     tiny = {key: min(most, getattr(world, key)) for key, most in _PLAYGROUND.items()}
@@ -102,10 +119,12 @@ def _smaller(recipe: Recipe, directory: Path) -> tuple[Recipe, dict[tuple[str, s
         sources: list[Source] = getattr(recipe.corpus, f"{kind}s")
         cut: list[Source] = []
         rows: dict[str, list[float]] = {}
+        all_taken = whole = 0.0
         for index, source in enumerate(sources):
             if source.playground:
                 cut.append(source)
-                scales[kind, source.label] = getattr(world, key) / tiny[key]
+                scales[kind, SOURCE] = getattr(world, key) / tiny[key]
+                all_taken, whole = all_taken + tiny[key], whole + getattr(world, key)
                 continue
             place = directory / f"{kind}-{index}"
             place.mkdir(parents=True)
@@ -116,19 +135,22 @@ def _smaller(recipe: Recipe, directory: Path) -> tuple[Recipe, dict[tuple[str, s
             cut += parts
             taken = sum(1 for part in parts for _ in read_jsonl(Path(part.path or "")))
             rows.setdefault(source.label, []).append(taken)
+            all_taken, whole = all_taken + taken, whole + scale * taken
             scales[kind, source.label] = (
                 scale
                 if len(rows[source.label]) == 1
                 else _mean(scales[kind, source.label], sum(rows[source.label][:-1]), scale, taken)
             )
         corpus[f"{kind}s"] = cut
-    return recipe.model_copy(
+        growths[kind] = whole / all_taken if all_taken else 1.0
+    small = recipe.model_copy(
         update={
             "corpus": recipe.corpus.model_copy(update=corpus),
             "playground": world.model_copy(update=tiny),
             "shards": recipe.shards.model_copy(update={"num_workers": 1, "token_files": []}),
         }
-    ), scales
+    )
+    return small, scales, growths
 
 
 def _mean(scale: float, rows: float, other: float, more: float) -> float:
@@ -141,13 +163,16 @@ def _seconds(
     manifests: dict[str, dict[str, Any]],
     growth: float,
     characters: float,
-    scales: dict[tuple[str, str], float],
+    growths: dict[Kind, float],
 ) -> dict[str, float]:
     """Of the data stages on the whole: what grows with the data, by as much as the data does, over the processes."""
-    began = read_json(context.path("corpus/started.json"))["began"]
-    documents = max(path.stat().st_mtime for path in context.path("corpus/documents").rglob("*")) - began
-    records = manifests["corpus"]["seconds"] - documents
-    others = [scale for (kind, _), scale in scales.items() if kind != "document"]
+    mark = read_json(context.path("corpus/started.json"))["began"]
+    end = mark + manifests["corpus"]["seconds"]
+    spent_on: dict[str, float] = {}
+    for kind in get_args(Kind):  # one after the other; the files of each are its last
+        done = max(path.stat().st_mtime for path in context.path(f"corpus/{kind}s").rglob("*"))
+        spent_on[kind], mark = done - mark, done
+    documents, records = spent_on["document"], sum(spent_on[kind] * growths[kind] for kind in _RECORDS)
     processes = max(1, min(recipe.corpus.num_processes, len(recipe.corpus.documents), os.cpu_count() or 1))
     corpus = _IMPORT_SECONDS + max(0.0, documents - _IMPORT_SECONDS) * growth / processes
     counts = manifests["tokenizer"]["counts"]
@@ -156,7 +181,7 @@ def _seconds(
     wanted = min(characters, recipe.tokenizer.max_characters)
     workers = recipe.shards.num_workers or os.cpu_count() or 1
     return {
-        "corpus": corpus + records * (sum(others) / len(others) if others else 1.0),
+        "corpus": corpus + records + max(0.0, end - mark),
         "tokenizer": manifests["tokenizer"]["seconds"] - spent + spent * wanted / sampled,
         "shards": (_SPAWN_SECONDS if workers > 1 else 0.0) + manifests["shards"]["seconds"] * growth / workers,
     }

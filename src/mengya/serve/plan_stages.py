@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ class Planner(RolloutParts):
         if not train:
             return
         began = time.perf_counter()
-        loader, counts, _, rendered = pair_loader(self.context, self.tokenizer, train, settings, self.probe.world)
+        pairs, counts, _, rendered = pair_loader(self.context, self.tokenizer, train, settings, self.probe.world)
         growth = self.sample.count("preference") / len(train)
         prepare = (time.perf_counter() - began) * growth
         share, members = self.judge_share, settings.members if isinstance(settings, RewardSettings) else 1
@@ -166,10 +167,10 @@ class Planner(RolloutParts):
             plan.steps += max(1, round(settings.epochs * judge / settings.batch_pairs))
         micro = micro_batch_of(settings)
         per_step = settings.batch_pairs / micro
-        steps = [next(loader) for _ in range(max(1, min(40, len(rendered) // settings.batch_pairs)))]
-        widths = [positions(step) for step in steps]
-        middle = sorted(range(len(steps)), key=widths.__getitem__)[len(steps) // 2]
-        length = max(1, round(widths[middle] / (2 * settings.batch_pairs)))
+        steps = [next(pairs) for _ in range(max(1, min(40, len(rendered) // settings.batch_pairs)))]
+        steps.sort(key=positions)
+        mean = sum(map(positions, steps)) / len(steps)
+        length = max(1, round(mean / (2 * settings.batch_pairs)))
         reward = plan.stage == "reward"
         model: Any = self.probe.model
         objective: Objective = reward_loss(self.recipe.reward.lm_coefficient)
@@ -182,23 +183,23 @@ class Planner(RolloutParts):
         rows = self.probe.rows_to_time(length, 2 * min(micro, settings.batch_pairs))
         kept = max(1, rows // 2)
         pad_id, device = self.tokenizer.end_of_text_id, self.probe.world.device
-        batches = [first_pairs(rendered, batch, kept, pad_id).to(device) for batch in steps[middle]]
-        mean = sum(widths) / len(widths)
-        timed = self._timed_whole(objective, settings, loader, mean, length, model)
-        uneven = 1.0
+        # A quarter and three quarters up from the step of the shortest pairs: none of all is like the mean one.
+        quarters = cycle([steps[len(steps) // 4], steps[3 * len(steps) // 4]])
+        timed = self._timed_whole(objective, settings, quarters, mean, length, model, least=2)
         if timed is None:
-            uneven = mean / widths[middle]
+            # The pairs of a step lie by length: the micro-batch in its middle, and what share it is goes by positions.
+            middle = steps[len(steps) // 2]
+            batch = first_pairs(rendered, middle[len(middle) // 2], kept, pad_id).to(device)
             timed = self.probe.step_time(
                 objective,
                 settings,
-                batches,
+                [batch],
                 model=model,
                 length=length,
-                rows_share=kept / min(micro, settings.batch_pairs),
+                rows_share=positions([batch]) * max(1.0, per_step) / mean,
                 single=per_step <= 1,
             )
         self._train(plan, settings, timed, per_step, plan.steps * mean, length=length)
-        plan.parts["training"] *= uneven
         a_pair = sum(len(pair.chosen) + len(pair.rejected) for pair in rendered) / len(rendered)
         if reward:
             # At half time, at the end (twice), and without the prompts, in which the judge is not asked.
@@ -216,10 +217,12 @@ class Planner(RolloutParts):
         plan.cpu_seconds += plan.parts["data"]
 
     def _timed_whole(
-        self, objective: Any, settings: Any, loader: Any, tokens: float, length: int, model: Any = None
+        self, objective: Any, settings: Any, steps: Any, tokens: float, length: int, model: Any = None, least: int = 1
     ) -> StepTime | None:
-        """Of the loader's own steps, where they can be timed as they are."""
-        seconds = self.probe.whole_steps(objective, settings, loader, tokens=tokens, length=length, model=model)
+        """Of steps of the loader, where they can be timed as they are."""
+        seconds = self.probe.whole_steps(
+            objective, settings, steps, tokens=tokens, length=length, model=model, least=least
+        )
         return None if seconds is None else StepTime(seconds, 0.0)
 
     def _evaluate(self, plan: StagePlan) -> None:
