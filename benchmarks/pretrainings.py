@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +41,7 @@ from recipe_runs import run
 Row = dict[str, Any]
 DATA_STAGES = ["corpus", "tokenizer", "shards"]
 TEXTS = "[elw]*_*.jsonl.zst"
-"""Of the shared data's folder: encyclopaedia, everyday advice and web news, as in docs/results/time-to-loss.md."""
+"""Of the shared data's folder: encyclopaedia, everyday advice and web news."""
 _NEVER = 10**9
 _MEASURED_RATE = 1e-6
 """Factor of the rates while speed is measured: the work is the same, and the model stays where it is."""
@@ -78,16 +79,25 @@ def shape_of(width: int) -> Row:
     return {"width": width, "num_layers": round(depth_of(width)), "num_heads": width // 64, "max_positions": 256}
 
 
+def texts(data: Path) -> list[Path]:
+    """The files of `--data`, in order; UserError where there is none."""
+    folder, pattern = (data, TEXTS) if data.is_dir() else (data.parent, data.name)
+    if not (files := sorted(folder.glob(pattern))):
+        raise UserError("no such file", where=f"--data {data}", mend=f"give a file, a glob, or a folder of {TEXTS}")
+    return files
+
+
 def base_recipe(arguments: argparse.Namespace, name: str) -> Row:
     """What all runs of a benchmark have in common; model and pretraining are not in it."""
-    source: Any = "playground"
+    sources: list[Any] = ["playground"]
     if arguments.data is not None:
-        files = arguments.data / TEXTS if arguments.data.is_dir() else arguments.data
-        source = {"path": str(files.resolve()), "format": "text", "limit": arguments.limit}
+        # A source each: a limit is of a source, however many files it has.
+        limits = {"format": "text", "limit": arguments.limit}
+        sources = [{"path": str(file.resolve()), **limits} for file in texts(arguments.data)]
     return {
         "name": name,
         "threads": arguments.threads,
-        "corpus": {"documents": [source], "max_digit_share": 0.5},
+        "corpus": {"documents": sources, "max_digit_share": 0.5, "validation_fraction": 0.03},
         "playground": {"num_characters": arguments.characters},
         "tokenizer": {"vocab_size": arguments.vocab_size, "max_characters": 3_000_000},
         "shards": {"num_workers": 1},
@@ -253,7 +263,7 @@ def head(title: str, command: str, data: str, kept: Kept) -> Iterator[str]:
 def command_of(script: str, arguments: argparse.Namespace, options: Sequence[str]) -> str:
     """The command that makes the numbers anywhere: this machine's folders are left out."""
     words = [f"python benchmarks/{script}.py"]
-    words += [f"--data DATA/pretrain/'{TEXTS}' --limit {arguments.limit}"] if arguments.data is not None else []
+    words += [f"--data DATA --limit {arguments.limit}"] if arguments.data is not None else []
     for option in (*options, "vocab_size", "tokens", "batch_tokens", "seeds", "threads"):
         value = getattr(arguments, option)
         shown = ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
@@ -269,7 +279,7 @@ def data_line(arguments: argparse.Namespace, data: Run) -> str:
     whence = (
         "the embedded corpus"
         if arguments.data is None
-        else f"the first {arguments.limit:,} rows each of encyclopaedia, everyday advice and web news"
+        else f"the first {arguments.limit:,} rows each of {', '.join(f.name.split('.')[0] for f in texts(arguments.data))}"
     )
     return (
         f"{whence}; a tokenizer of {arguments.vocab_size:,}; {tokens['train']:,} tokens to train on, the same documents held "
@@ -284,3 +294,5 @@ def users_mistakes(main: Callable[[], None], name: str) -> None:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except subprocess.CalledProcessError as error:  # it has said why
+        raise SystemExit(error.returncode) from None

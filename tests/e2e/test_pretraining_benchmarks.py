@@ -198,6 +198,19 @@ def test_both_commands_say_on_the_page_what_their_runs_gave(tmp_path, capsys, mo
     assert len(list((out / "results").glob("64-*"))) == 1 + 2 + 2 + 3
 
 
+def test_each_file_is_a_source_with_a_limit_of_its_own(tmp_path):
+    for name in ("encyclopedia_misc", "law", "life_general"):
+        (tmp_path / f"{name}.jsonl.zst").touch()
+    found = pretrainings.base_recipe(defaults.parsed(["--data", str(tmp_path), "--limit", "7"]), "x")
+    sources = found["corpus"]["documents"]
+    assert [(source["path"].rpartition("/")[2], source["limit"]) for source in sources] == [
+        ("encyclopedia_misc.jsonl.zst", 7),
+        ("life_general.jsonl.zst", 7),
+    ]
+    with pytest.raises(UserError, match="no such file"):
+        pretrainings.base_recipe(defaults.parsed(["--data", str(tmp_path / "*.csv")]), "x")
+
+
 @pytest.mark.parametrize(
     ("benchmark", "arguments", "message"),
     [

@@ -385,6 +385,15 @@ def test_grpo_is_planned_and_an_unknown_stage_is_named(short_probe, monkeypatch)
     assert "grpo is not planned" in plan["warnings"]
 
 
+def test_a_micro_batch_is_no_larger_than_its_step(short_probe, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    recipe = load_recipe(RECIPES / "own-data.yaml", ["threads=1", "stages=[corpus,tokenizer,shards,reward,ppo]"])
+    stages = plans.make_plan(recipe)["stages"]
+    # 8 pairs a step; 16 prompts in two mini-batches.
+    assert stages["reward"]["micro_batch"] == {"micro_batch_pairs": 8}
+    assert stages["ppo"]["micro_batch"] == {"micro_batch_rows": 8}
+
+
 def test_what_hangs_on_pairs_that_are_not_there_yet_is_said(short_probe, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     stages = "stages=[corpus,tokenizer,shards,preferences,reward]"

@@ -73,14 +73,17 @@ class Parts:
         return self._generation
 
     def _settings(self, stage: str) -> Any:
-        """The stage's, with a number for `micro_batch: auto` by the estimate; the smallest where nothing fits, which the plan says."""
+        """The stage's, with a number for `micro_batch: auto` by the estimate; the smallest where nothing fits, which the plan says;
+        and no more than a step has."""
         settings: TrainSettings = getattr(self.recipe, stage)
         world = self.probe.world
         sizes: dict[str, Any] = {"dtype_bytes": world.dtype.itemsize, "device": world.device.type}
+        choices = micro_batch_choices(settings)
         try:
-            return estimated(settings, self.probe.whole, available_memory(world), **sizes)
+            found = estimated(settings, self.probe.whole, available_memory(world), **sizes)
         except UserError:
-            return settings.model_copy(update={micro_batch_key(settings): micro_batch_choices(settings)[-1]})
+            return settings.model_copy(update={micro_batch_key(settings): min(choices)})
+        return found.model_copy(update={micro_batch_key(found): min(micro_batch_of(found), max(choices))})
 
     def _train(
         self, plan: StagePlan, settings: Any, timed: StepTime, per_step: float, tokens: float, length: int = 0
