@@ -14,7 +14,7 @@ from mengya.evaluate.answers import by_kind, has_truth
 from mengya.files import read_jsonl
 from mengya.serve.plan_probe import GenerationTime, Probe, StepTime, decoding
 from mengya.serve.plan_sample import Sample
-from mengya.settings import Recipe, TrainSettings, micro_batch_key, micro_batch_of
+from mengya.settings import DPOSettings, Recipe, RolloutSettings, TrainSettings, micro_batch_key, micro_batch_of
 from mengya.stages.common import HeldOut, held_out, tokenizer_of
 from mengya.stages.judge import share_of
 from mengya.stages.micro_batch import available_memory, estimated
@@ -114,6 +114,14 @@ class Parts:
     def _read(self, plan: StagePlan, part: str, tokens: float) -> None:
         plan.parts[part] = plan.parts.get(part, 0.0) + tokens * self.forward
         plan.forward_flops += tokens * self.probe.whole.flops_per_token(256) * FORWARD
+
+    def _replay(self, plan: StagePlan, settings: DPOSettings | RolloutSettings, updates: float) -> None:
+        """The text in so many optimizer steps: read, and the gradient, which takes twice as long."""
+        replay = settings.replay
+        tokens = updates * replay.tokens * ((replay.documents > 0) + (replay.conversations > 0))
+        if tokens:
+            plan.parts["replay"] = 3 * tokens * self.forward
+            plan.flops += tokens * self.probe.whole.flops_per_token(settings.sequence_length)
 
     def _generate(
         self, plan: StagePlan, part: str, prompts: Sequence[int], answers: Sequence[int], batch: int, times: float = 1

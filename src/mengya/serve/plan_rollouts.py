@@ -19,6 +19,7 @@ from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
 from mengya.serve.plan_probe import StepTime
 from mengya.settings import DPOSettings, GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
 from mengya.stages.aligned import GUARD_TEXTS, distinct_prompts
+from mengya.stages.common import GUARD_PROMPTS
 from mengya.stages.grpo import grpo_prompts
 from mengya.stages.preferences import preference_pairs
 
@@ -60,6 +61,7 @@ class RolloutParts(Parts):
             settings, rollout, settings.batch_prompts, value_objective(settings.value_clip, 1.0), values
         )
         learning = max(0, settings.steps - settings.value_warmup_steps)
+        self._replay(plan, settings, learning * settings.epochs * settings.minibatches)
         for rollouts, timed in ((learning, policy), (settings.steps, value)):
             self._learning(plan, settings, rollout, settings.batch_prompts, per_update, rollouts, timed)
         self._rollouts_and_looks(plan, settings, answers, settings.batch_prompts)
@@ -91,6 +93,7 @@ class RolloutParts(Parts):
         self._collecting(plan, settings, few, count, seconds, models, of=models)
         policy, per_update = self._update(settings, rollout, count, grpo_objective(settings))
         self._learning(plan, settings, rollout, count, per_update, settings.steps, policy)
+        self._replay(plan, settings, settings.steps * settings.epochs * settings.minibatches)
         self._rollouts_and_looks(plan, settings, answers, count)
 
     # ------------------------------------------------------------------------------------------------- the parts
@@ -167,7 +170,8 @@ class RolloutParts(Parts):
     def _looks(self, plan: StagePlan, settings: RolloutSettings | DPOSettings, steps: int) -> None:
         """The guard's looks in so many steps: the first is of the SFT model, which is not read beside itself."""
         looks = 1 + -(-steps // settings.evaluate_every)
-        guard = len(self.held.guard)
+        practises = isinstance(settings, RolloutSettings) and settings.kinds and self.knows_truth
+        guard = len(self.held.guard) + (GUARD_PROMPTS if practises else 0)
         questions = self._drawn(self.prompt_lengths, guard)
         lengths = self._drawn(self.answer_lengths, guard, settings.max_new_tokens)
         self._generate(plan, "guard", questions, lengths, _GUARD_BATCH, looks)

@@ -212,6 +212,7 @@ class Planner(RolloutParts):
             assert isinstance(settings, DPOSettings)
             if settings.loss != "simpo":
                 self._read(plan, "reference", whole * a_pair)
+            self._replay(plan, settings, plan.steps)
             self._looks(plan, settings, plan.steps)
             self._aligned(plan)
         plan.cpu_seconds += plan.parts["data"]
