@@ -225,21 +225,20 @@ def page(arguments: argparse.Namespace, recipe: Recipe, data: Run, kept: Kept, r
     documents = min(recipe.evaluate.num_documents, shards["counts"]["validation"]["documents"])
     yield (
         f"Validation bits per byte of {documents:,} documents, less is better. The difference is paired by seed, with the 95% "
-        f"interval of Student's t over {len(seeds)} seeds: kept where all of it lies above 0, worse where all of it lies below."
+        f"interval of Student's t over the seeds: kept where all of it lies above 0, worse where all of it lies below."
     )
     if result["adamw_rates"]:
         tried = ", ".join(f"{value:.4f} at {rate}" for rate, value in result["adamw_rates"].items())
         yield ""
         yield (
-            f"AdamW has a rate of its own, the best by the first seed: {tried}. That seed's figure is therefore the best of "
-            f"{len(result['adamw_rates'])}, which favours AdamW."
+            f"AdamW has a rate of its own, the best by the first seed: {tried}. That seed's figure is so the best of "
+            "these, which favours AdamW."
         )
     if "z-loss" in rows:
         yield ""
         yield (
             "The z-loss is no setting of the package; it is tried here with as many tokens as the default, as if it cost nothing. "
-            "Nor is flat initialisation, which does cost nothing. Logit soft-capping is not tried: no Llama or Qwen3 checkpoint "
-            "can say it, so it would break export."
+            "Logit soft-capping is not tried: no Llama or Qwen3 checkpoint can say it, so it would break export."
         )
     yield ""
     tokens = rows[DEFAULT]["tokens"]
