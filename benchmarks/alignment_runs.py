@@ -22,7 +22,22 @@ from mengya.settings import STAGE_NAMES
 
 UNTIL_REWARD = STAGE_NAMES[: STAGE_NAMES.index("reward") + 1]
 ALIGNED = ("dpo", "ppo", "grpo")
-VARIANTS = {"grpo-arithmetic": ("grpo", ("grpo.kinds=[arithmetic]", "grpo.rewards=[{kind: truth}]"))}
+VARIANTS = {
+    "grpo-arithmetic": (
+        "grpo",
+        (
+            "grpo.kinds=[arithmetic]",
+            "grpo.rewards=[{kind: truth}]",
+            "grpo.replay={conversations: 1.0, documents: 0.02}",
+            "grpo.steps=36",
+            "grpo.epochs=2",
+            "grpo.schedule=cosine",
+            "grpo.learning_rate=5e-4",
+            "grpo.matrix_learning_rate=0.005",
+            "grpo.evaluate_every=12",
+        ),
+    )
+}
 """{name: (stage, overrides)} of stages that are run once more, otherwise, each in a copy of the seed's run."""
 _LEFT_BEHIND = shutil.ignore_patterns("checkpoints", "events.*", ".*")
 
