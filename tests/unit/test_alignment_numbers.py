@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mengya.errors import UserError
+from mengya.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -186,11 +187,10 @@ def test_a_refusal_is_a_finding_and_a_crash_is_an_end(tmp_path, monkeypatch):
         "dpo": ("seed-7", "dpo"),
         "grpo-arithmetic": ("seed-7-grpo-arithmetic", "grpo"),
     }
-    assert asked[-1] == (
-        "seed-7-grpo-arithmetic",
-        ["grpo"],
-        ["seed=7", "grpo.kinds=[arithmetic]", "grpo.rewards=[{kind: truth}]"],
-    )
+    directory, stages, overrides = asked[-1]
+    assert (directory, stages, overrides[0]) == ("seed-7-grpo-arithmetic", ["grpo"], "seed=7")
+    settings = load_recipe(QUICKSTART, overrides).grpo
+    assert (settings.kinds, [term.kind for term in settings.rewards]) == (["arithmetic"], ["truth"])
     codes = {"seed-7dpo": 1}
     with pytest.raises(SystemExit, match="ended with code 1: why"):
         runs.seed_run(QUICKSTART, tmp_path / "out", 7, ["dpo"], [])
