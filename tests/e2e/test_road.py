@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 
 import pytest
 import yaml
@@ -153,12 +152,10 @@ def test_the_report_is_one_page_that_needs_no_network(tiny_run):
 # ------------------------------------------------------------------------------------ done, stale, taken back, resumed
 
 
-def test_a_second_call_does_nothing_and_says_so_in_seconds(tiny_run, tiny_copy):
+def test_a_second_call_does_nothing_and_says_so(tiny_run, tiny_copy):
     before = {path: path.stat().st_mtime_ns for path in tiny_copy.rglob("*") if path.is_file() and path.parent.name}
-    began = time.monotonic()
     done = mengya("run", TINY, "--out", tiny_copy)
     assert done.returncode == 0
-    assert time.monotonic() - began < 10
     for stage in STAGES:
         assert f"{stage}: done already, nothing has changed" in done.stderr
     assert done.stderr.splitlines()[-1] == "nothing to do: every stage is done and unchanged"
