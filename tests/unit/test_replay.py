@@ -12,7 +12,7 @@ from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.terms import Terms
-from mengya.rl.replay import Replay, Replaying, with_replay
+from mengya.rl.replay import Replay, Replaying, beside, with_replay
 from mengya.rl.rollout import answer_logps, lay_out, minibatches
 from mengya.settings import GRPOSettings
 from mengya.train.parallel import World
@@ -54,7 +54,7 @@ def test_a_step_adds_the_coefficient_times_the_mean_over_the_text(coefficient):
     model, rollout = _model(), lay_out(ANSWERS, DEVICE)
     (batch,) = minibatches(rollout, GRPOSettings(epochs=1, minibatches=1, micro_batch_rows=2), 0, 1, _world())
     replay, objective = Replay([(_loader(), coefficient)], _world()), with_replay(_likelihood)
-    parts = batch.own + replay.parts(batch.count())
+    parts = beside(batch, replay)
     terms = [objective(model, part.to(DEVICE)) for part in parts]
     assert sum(term.count for term in terms) == batch.count() == 10, "text is no part of the step's count"
     mixed = sum(term.loss_sum for term in terms) / batch.count()

@@ -23,7 +23,7 @@ from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
-from mengya.rl.replay import Replay, with_replay
+from mengya.rl.replay import Replay, beside, with_replay
 from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
@@ -197,8 +197,7 @@ class GRPO:
         numbers |= more
         objective, skipped_before = with_replay(grpo_objective(settings)), self.totals["skipped_steps"]
         for batch in minibatches(rollout, settings, step, self.seed, self.world):
-            count = batch.count(settings.loss_level)
-            parts = batch.own + (self.replay.parts(count) if self.replay else [])
+            parts = beside(batch, self.replay, settings.loss_level)
             moved = self.learner.learn(parts, objective, rate=rate, step=step, totals=self.totals)
         numbers |= {"loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
         if self.totals["skipped_steps"] > skipped_before:

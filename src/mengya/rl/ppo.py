@@ -25,7 +25,7 @@ from mengya.objectives.terms import Terms
 from mengya.rl.align import stream_of_prompts
 from mengya.rl.division import check_divisible, joined, sampled_answers
 from mengya.rl.learner import Learner
-from mengya.rl.replay import Replay, with_replay
+from mengya.rl.replay import Replay, beside, with_replay
 from mengya.rl.rewards import penalised
 from mengya.rl.rollout import Rollout, answer_logps, answer_values, lay_out, micro_batches, minibatches
 from mengya.rl.terms import RewardTerms
@@ -211,7 +211,7 @@ class PPO:
             # One loss of both parts, as in eq. 9 of Schulman et al. 2017; the policy's is added where it learns.
             numbers |= {"value_loss": valued.loss, "loss": valued.loss}
             if learns_policy:
-                parts = batch.own + (self.replay.parts(batch.count()) if self.replay else [])
+                parts = beside(batch, self.replay)
                 moved = self.policy_learner.learn(parts, policy_terms, rate=rate, step=step, totals=self.totals)
                 numbers |= {"policy_loss": moved.loss, "grad_norm": moved.grad_norm, **moved.means}
                 numbers["loss"] += moved.loss

@@ -16,6 +16,7 @@ from mengya.data.loader import PackedLoader
 from mengya.data.packing import PackedBatch
 from mengya.objectives.language_model import next_token_loss
 from mengya.objectives.terms import Terms
+from mengya.rl.rollout import Minibatch
 from mengya.train.incidents import origin
 from mengya.train.overseer import Loader
 from mengya.train.parallel import World
@@ -61,6 +62,11 @@ class Replay:
     def load_state(self, state: list[dict[str, Any]]) -> None:
         for (loader, _), position in zip(self.sources, state, strict=True):
             loader.load_state_dict(position)
+
+
+def beside(batch: Minibatch, replay: Replay | None, level: str = "token") -> list[Any]:
+    """The micro-batches of a step on a rollout: this rank's answers, and the text where there is any."""
+    return [*batch.own, *(replay.parts(batch.count(level)) if replay else [])]
 
 
 class Replaying:

@@ -11,6 +11,7 @@ from mengya.run import Context
 from mengya.settings import DPOSettings, RolloutSettings, micro_batch_of
 from mengya.stages.sft import training_examples
 from mengya.tokenizer.encode import ChatTokenizer
+from mengya.train.memory import divisors
 from mengya.train.parallel import World
 
 
@@ -34,7 +35,7 @@ def replay_of(
             mend=f"set it to a multiple of {length * ranks}",
         )
     # As many micro-batches on every rank, none of more rows than the stage's own.
-    size = max(n for n in range(1, rows // ranks + 1) if rows // ranks % n == 0 and n <= micro_batch_of(settings))
+    size = next(n for n in divisors(rows // ranks) if n <= micro_batch_of(settings))
     sources = [
         (
             PackedLoader(
