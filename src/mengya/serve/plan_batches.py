@@ -15,6 +15,7 @@ from mengya.settings import RolloutSettings
 from mengya.tokenizer.encode import ChatTokenizer
 
 _LOOKED_AT = 2000
+"""Pairs that a rollout is drawn from, at most."""
 _DRAWS = 15
 """Of rollouts, whose longest answers vary."""
 
@@ -52,7 +53,7 @@ def chosen_answers(
             found.texts.append(pair.chosen)
             found.finished.append(True)
     rng, everything = random.Random("rollouts"), range(len(found.prompts))
-    draws = [rows_of(found, rng.sample(everything, min(count, len(everything)))) for _ in range(_DRAWS)]
+    draws = [found.chosen(rng.sample(everything, min(count, len(everything)))) for _ in range(_DRAWS)]
     draws.sort(key=lambda draw: max(widths(draw), default=0))
     return longest_first(draws[len(draws) // 2])
 
@@ -62,17 +63,10 @@ def widths(answers: Answers) -> list[int]:
     return [len(prompt) + len(tokens) for prompt, tokens in zip(answers.prompts, answers.tokens, strict=True)]
 
 
-def rows_of(answers: Answers, chosen: Sequence[int]) -> Answers:
-    kept = (
-        [values[i] for i in chosen] for values in (answers.texts, answers.tokens, answers.finished, answers.prompts)
-    )
-    return Answers(*kept)  # type: ignore[arg-type]
-
-
 def longest_first(answers: Answers) -> Answers:
     """The same with the longest at the head: so that the first rows alone are padded as all are."""
     found = widths(answers)
-    return rows_of(answers, sorted(range(len(found)), key=lambda i: found[i] < max(found)))
+    return answers.chosen(sorted(range(len(found)), key=lambda i: found[i] < max(found)))
 
 
 def answers_of_lengths(

@@ -14,7 +14,7 @@ from mengya.rl.grpo import grpo_objective
 from mengya.rl.ppo import Actors, collect, policy_objective, value_objective
 from mengya.rl.rewards import reward_scores
 from mengya.rl.rollout import Rollout, answer_logps, lay_out, micro_batches
-from mengya.serve.plan_batches import answers_of_lengths, chosen_answers, rows_of, widths
+from mengya.serve.plan_batches import answers_of_lengths, chosen_answers, widths
 from mengya.serve.plan_parts import FORWARD, Parts, StagePlan
 from mengya.serve.plan_probe import StepTime
 from mengya.settings import DPOSettings, GRPOSettings, PPOSettings, RolloutSettings, micro_batch_of
@@ -100,7 +100,7 @@ class RolloutParts(Parts):
 
     def _few(self, answers: Answers) -> Answers:
         """As many of them as can be timed."""
-        return rows_of(answers, range(self.probe.rows_to_time(max(widths(answers)), len(answers.prompts))))
+        return answers.chosen(range(self.probe.rows_to_time(max(widths(answers)), len(answers.prompts))))
 
     def _collecting(
         self,
