@@ -85,7 +85,8 @@ def _provenance(recipe: Recipe, counts: dict[str, Any], hashes: dict[str, str]) 
     return records
 
 
-def _uses_playground(sources: list[Source]) -> bool:
+def uses_playground(sources: list[Source]) -> bool:
+    """Whether the embedded corpus is among them."""
     return any(source.playground for source in sources)
 
 
@@ -131,7 +132,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
     counts: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
 
-    planted = playground.generate_documents(world) if _uses_playground(settings.documents) else []
+    planted = playground.generate_documents(world) if uses_playground(settings.documents) else []
     work = context.directory / "work"
     grams = grams_of(settings, work)
     with atomic_directory(context.directory / "documents") as directory:
@@ -153,7 +154,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
     for name, kind, builder in kinds:
         sources: list[Source] = getattr(settings, name)
         embedded: list[Any] = []
-        if _uses_playground(sources):
+        if uses_playground(sources):
             generate = getattr(playground, f"generate_{name}")
             embedded, held_out[name] = generate(world, "train"), generate(world, "validation")
         with atomic_directory(context.directory / name) as directory:
@@ -175,7 +176,7 @@ def _build(context: Context, rejects: Rejects) -> Outcome:
             _replace_held_out(directory, held_out[name])
 
     questions = playground.generate_questions(world)
-    if not _uses_playground(settings.conversations):
+    if not uses_playground(settings.conversations):
         # Real data has no gold truth, but every assistant should know who it is.
         questions = [question for question in questions if question.kind == "identity"]
     clozes = playground.generate_clozes(world) if planted else []

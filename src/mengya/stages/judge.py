@@ -17,6 +17,7 @@ from mengya.files import read_json, write_json
 from mengya.run import Context
 from mengya.settings import Recipe
 from mengya.stages import JUDGE
+from mengya.stages.corpus import uses_playground
 
 AUTO_SHARE = 0.3
 """Of the prompts, where the recipe leaves it open: PPO climbs the reward model at every step, and so needs it the better of
@@ -73,7 +74,7 @@ def share_of(recipe: Recipe, num_pairs: int) -> float:
     if recipe.reward.judge_share is not None:
         return recipe.reward.judge_share
     # As the corpus stage goes: questions with a truth come with the embedded corpus's conversations alone.
-    knows_truth = any(source.playground for source in recipe.corpus.conversations)
+    knows_truth = uses_playground(recipe.corpus.conversations)
     return 0.0 if knows_truth or num_pairs < LEAST_PAIRS else AUTO_SHARE
 
 

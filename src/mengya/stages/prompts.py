@@ -18,7 +18,7 @@ from mengya.errors import UserError
 from mengya.files import atomic_directory, read_json, read_jsonl, write_json, write_jsonl
 from mengya.run import Context
 from mengya.settings import Source
-from mengya.stages.corpus import grams_of, inputs_of, refused, world_of_recipe
+from mengya.stages.corpus import grams_of, inputs_of, refused, uses_playground, world_of_recipe
 from mengya.tokenizer.encode import ChatTokenizer
 
 _EXERCISES_A_PROMPT = 4
@@ -71,7 +71,7 @@ def gather_prompts(context: Context, tokenizer: ChatTokenizer, room: int, place:
 def _candidates(context: Context, counts: dict[str, Any]) -> Iterator[Prompt]:
     """Prompts of the sources that the recipe names, or of what the run has; `counts` gets what became of files."""
     recipe, settings = context.recipe, context.recipe.preferences
-    exercises = any(source.playground for source in settings.sources or recipe.corpus.conversations)
+    exercises = uses_playground(settings.sources or recipe.corpus.conversations)
     if exercises:
         yield from _exercises(context)
     if settings.sources:
@@ -149,5 +149,5 @@ def _measured_by(context: Context) -> set[int]:
     asked = {asked_key(records.question(row).messages) for row in read_jsonl(directory / "questions.jsonl")} | {
         asked_key(records.conversation(row).messages[:-1]) for row in read_jsonl(directory / "conversations.jsonl")
     }
-    of_pairs = not (recipe.preferences.sources or any(source.playground for source in recipe.corpus.conversations))
+    of_pairs = not (recipe.preferences.sources or uses_playground(recipe.corpus.conversations))
     return asked if of_pairs else asked | _asked_in(context, "validation")

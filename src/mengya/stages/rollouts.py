@@ -14,7 +14,7 @@ from mengya.run import Context, Outcome
 from mengya.settings import RolloutSettings, micro_batch_of
 from mengya.stages.aligned import aligned_outcome, distinct_prompts
 from mengya.stages.common import GUARD_PROMPTS, held_out
-from mengya.stages.corpus import world_of_recipe
+from mengya.stages.corpus import uses_playground, world_of_recipe
 from mengya.stages.preferences import policy_pairs
 from mengya.stages.prompts import check_kinds
 from mengya.tokenizer.encode import ChatTokenizer
@@ -27,7 +27,7 @@ def rollout_prompts(context: Context, settings: RolloutSettings, *, exercises: b
     pairs. UserError for a kind that is not known, and where truth is all that is rewarded and no prompt has any."""
     recipe, stage = context.recipe, context.stage.name
     check_kinds(settings.kinds, stage)
-    if exercises and _has_exercises(context):
+    if exercises and uses_playground(recipe.corpus.conversations):
         prompts = playground.generate_exercises(world_of_recipe(recipe), settings.num_exercises, settings.kinds)
     else:
         pairs, _ = policy_pairs(context, settings.pairs_from)
@@ -47,15 +47,11 @@ def practised_prompts(context: Context, settings: RolloutSettings) -> list[Quest
     For the guard: among its prompts of all kinds a few are of the one that is practised, and it could not see the gain. No
     prompt is one that the run is measured by.
     """
-    if not settings.kinds or not _has_exercises(context):
+    if not settings.kinds or not uses_playground(context.recipe.corpus.conversations):
         return []
     measured = {question.messages for question in held_out(context).questions}
     made = playground.generate_held_out_exercises(world_of_recipe(context.recipe), 2 * GUARD_PROMPTS, settings.kinds)
     return [question for question in made if question.messages not in measured][:GUARD_PROMPTS]
-
-
-def _has_exercises(context: Context) -> bool:
-    return any(source.playground for source in context.recipe.corpus.conversations)
 
 
 def rollout_outcome(
