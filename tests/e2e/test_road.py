@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -162,6 +164,15 @@ def test_a_second_call_does_nothing_and_says_so(tiny_run, tiny_copy):
     assert manifests(tiny_copy) == manifests(tiny_run)
     touched = {path.name for path, then in before.items() if path.stat().st_mtime_ns != then}
     assert touched <= {"recipe.yaml", "report.html", "summary.json", ".lock"}
+
+
+def test_a_second_call_is_quick_because_it_never_loads_torch(tiny_copy):
+    command = [sys.executable, "-X", "importtime", "-m", "mengya", "run", str(TINY), "--out", str(tiny_copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "nothing to do" in done.stderr
+    assert "mengya.run" in loaded
+    assert not {"torch", "transformers"} & loaded
 
 
 def test_a_changed_setting_makes_its_stage_and_those_downstream_stale_and_going_back_costs_nothing(tiny_run, tiny_copy):
