@@ -66,7 +66,9 @@ def test_every_command_of_the_readme_works(clone):
         changes = [change for recipe, keys in SMALLER.items() if recipe in arguments for change in keys]
         done = mengya(*arguments, *(word for change in changes for word in ("--set", change)), cwd=clone)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-        if "-p" in arguments or arguments[0] in ("doctor", "plan", "inspect", "report"):
+        if "-p" in arguments:  # a model of a few steps may end its turn at once: then that is said
+            assert done.stdout.strip() or "回答是空的" in done.stderr, f"`{command}` says nothing"
+        elif arguments[0] in ("doctor", "plan", "inspect", "report"):
             assert done.stdout.strip(), f"`{command}` shows nothing"
 
 

@@ -198,6 +198,16 @@ def test_an_unfinished_answer_is_said_to_be_unfinished(run, scripted, capsys):
     assert "reached the length limit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+@pytest.mark.parametrize("words", ["", " \n"])
+def test_a_blank_answer_is_said_to_be_blank(run, scripted, capsys, words, stage):
+    scripted(words)
+    terminal.chat(run, prompt="你好", stage=stage)
+    captured = capsys.readouterr()
+    assert not captured.out.strip()
+    assert "the answer is blank" in captured.err
+
+
 def test_a_path_finds_its_model(run, tmp_path):
     assert find_model(run).stage == "sft"
     assert find_model(run, "pretrain").directory == run / "pretrain" / "model"

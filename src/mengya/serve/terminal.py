@@ -68,7 +68,7 @@ class Chat:
     """One conversation with one checkpoint at a time: the model's cache, the messages so far, how to sample.
 
     A pretrained model knows no turns: it continues the text it is given, and keeps no history. `note` says why the
-    last answer ended without an end token, and is "" when it did not.
+    last answer ended without an end token, or that it is blank; it is "" otherwise.
     """
 
     def __init__(
@@ -133,7 +133,9 @@ class Chat:
             rest = decoder.flush()
             said += rest
             yield rest
-            if not finished and self.stage != "pretrain":
+            if not said.strip():
+                self.note = "回答是空的 · the answer is blank"
+            elif not finished and self.stage != "pretrain":
                 full = len(prompt) + num_tokens >= self.max_positions
                 self.note = "上下文已满 · the context is full" if full else "到达长度上限 · reached the length limit"
         finally:
