@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ from mengya.model.transformer import Transformer
 from mengya.rl.guard import Guard, Look
 from mengya.rl.look import HeldOutPrompts, Seen, look_of, paired_error, seen_of
 from mengya.rl.oversight import Oversight, training_reward
-from mengya.settings import GuardSettings
-from mengya.stages.aligned import GUARD_TEXTS, _others
+from mengya.settings import DPOSettings, GuardSettings, PPOSettings
+from mengya.stages.aligned import GUARD_TEXTS, _others, guarded
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.tokenizer.train import train_tokenizer
 from mengya.train.parallel import World
@@ -151,6 +152,25 @@ def test_a_look_that_did_not_gain_says_by_how_much():
     guard.see(replace(BETTER, step=30, score=0.65))
     assert [look.mark for look in guard.looks] == ["start", "worse", "kept", "worse"]
     assert "-0.050 against rollout 10" in guard.looks[-1].why_not
+
+
+def test_a_recipe_may_ask_for_a_surer_gain():
+    """START scores 0.5, every look's error is 0.02."""
+    surer = ALLOWED.model_copy(update={"gain_errors": 3.0})
+    guard = _seen(replace(BETTER, score=0.555), surer)
+    assert guard.looks[-1].why_not == "held-out score +0.055 against the start, not above 3 errors (0.020 each)"
+    assert "beyond 3 errors" in guard.verdict()
+    assert _seen(replace(BETTER, score=0.565), surer).looks[-1].mark == "kept"
+    assert _seen(replace(BETTER, score=0.555, entropy=0.1), surer).verdict() == guard.verdict(), "no gain to be refused"
+    assert _seen(replace(BETTER, score=0.5001), ALLOWED.model_copy(update={"gain_errors": 0.0})).best.step == 10
+
+
+def test_a_judge_that_is_a_model_is_asked_for_more_unless_the_recipe_says_how_much():
+    for knows_truth, errors in ((True, 1.0), (False, 2.0)):
+        look = SimpleNamespace(knows_truth=knows_truth)
+        assert guarded(PPOSettings(), look).guard == GuardSettings(gain_errors=errors)
+        said = DPOSettings(guard=GuardSettings(gain_errors=1.5, patience=2))
+        assert guarded(said, look) == said
 
 
 def test_looks_that_cannot_be_handed_over_end_the_training():

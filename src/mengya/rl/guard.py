@@ -92,13 +92,14 @@ def broken_bounds(look: Look, first: Look, allowed: GuardSettings) -> Iterator[s
 class Guard:
     """Keeps the best look; says when to stop. `unit` is what steps are called: rollout or step.
 
-    A look is better when its gain is more than its standard error: the best of several noisy looks always seems to have
-    gained, and handing it over would often make the model worse. And it counts only while the policy has not bought its
-    score by what `settings` forbid.
+    A look is better when its gain is more than `gain_errors` of its standard errors (unsaid: one): the best of several
+    noisy looks always seems to have gained, and handing it over would often make the model worse. And it counts only while
+    the policy has not bought its score by what `settings` forbid.
     """
 
     def __init__(self, settings: GuardSettings, unit: str = "rollout") -> None:
         self.settings, self.unit = settings, unit
+        self.gain_errors = 1.0 if settings.gain_errors is None else settings.gain_errors
         self.looks: list[Look] = []
         self.best: Look | None = None
 
@@ -117,12 +118,20 @@ class Guard:
         first = self.looks[0]
         if broken := list(broken_bounds(look, first, self.settings)):
             return "refused", "; ".join(broken)
-        gain = look.score - first.score
-        if not gain > look.error:
-            return "worse", f"held-out score {gain:+.3f} against the start, not above its error of {look.error:.3f}"
+        if not self._gained(look):
+            bar = f"{self._bar} ({look.error:.3f} each)" if self.gain_errors != 1 else f"its error of {look.error:.3f}"
+            return "worse", f"held-out score {look.score - first.score:+.3f} against the start, not above {bar}"
         if not look.score > self.best.score:
             return "worse", f"held-out score {look.score - self.best.score:+.3f} against {self.unit} {self.best.step}"
         return "kept", None
+
+    def _gained(self, look: Look) -> bool:
+        return look.score - self.looks[0].score > self.gain_errors * look.error
+
+    @property
+    def _bar(self) -> str:
+        """What a gain has to be beyond, in words."""
+        return "its error" if self.gain_errors == 1 else f"{self.gain_errors:g} errors"
 
     def stop_reason(self) -> str | None:
         """Why training should stop now, or None."""
@@ -161,14 +170,14 @@ class Guard:
         if self.best.step:
             gain = f"{self.best.score - first.score:+.3f} ± {self.best.error:.3f}"
             return f"the policy of {self.unit} {self.best.step} is handed over: held-out score {gain} against the start"
-        higher = [seen for seen in self.looks if seen.mark == "refused" and seen.score - first.score > seen.error]
+        higher = [seen for seen in self.looks if seen.mark == "refused" and self._gained(seen)]
         if higher:
             best = max(higher, key=lambda seen: seen.score)
             return (
                 f"the policy it was given is handed over: {self.unit} {best.step} scored {best.score - first.score:+.3f}, "
                 f"but is refused: {best.why_not}"
             )
-        return "no look was better, beyond its error, than the policy it was given; that one is handed over"
+        return f"no look was better, beyond {self._bar}, than the policy it was given; that one is handed over"
 
     def state(self) -> dict[str, Any]:
         return {"looks": [asdict(look) for look in self.looks], "best": None if self.best is None else self.best.step}

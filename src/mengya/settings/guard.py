@@ -22,6 +22,9 @@ class GuardSettings(Settings):
     break 0.01 more refusals.
     """
 
+    gain_errors: NotNegative | None = None
+    """Standard errors of its gain, prompt by prompt, that the held-out score must have gained. Absent: 1 where the truth is
+    known, 2 where a reward model judges, whose own errors are no chance of the prompts (docs/algorithms.md, the guard)."""
     max_kl: PositiveFloat = 12.0
     """Nats an answer from the SFT model at which training stops."""
     repetition: NotNegative = 0.01

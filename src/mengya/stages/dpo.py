@@ -12,7 +12,7 @@ from mengya.rl.oversight import Oversight
 from mengya.rl.replay import Replaying, with_replay
 from mengya.run import Context, Outcome
 from mengya.settings import DPOSettings
-from mengya.stages.aligned import aligned_outcome, check_measured_alike, guard_look_from_disk
+from mengya.stages.aligned import aligned_outcome, check_measured_alike, guard_look_from_disk, guarded
 from mengya.stages.common import ahead, load_language_model, per_second, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.preferences import pair_loader, policy_pairs
@@ -65,6 +65,7 @@ def execute(context: Context) -> Outcome:
     if settings.loss != "simpo":
         logps_N2 = reference_logps(whole(model), rendered, world).to(world.device)
     look = guard_look_from_disk(context, tokenizer, settings.max_new_tokens, world)
+    settings = guarded(settings, look)
     oversight = Oversight(context.stage.name, settings.guard, look, world, unit="step")
     replay = replay_of(context, settings, tokenizer, world)
     steps = ahead(loader, world)

@@ -10,7 +10,7 @@ from mengya.rl.align import align
 from mengya.rl.ppo import PPO, Actors, policy_objective
 from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Outcome
-from mengya.stages.aligned import check_measured_alike, guard_look, with_room
+from mengya.stages.aligned import check_measured_alike, guard_look, guarded, with_room
 from mengya.stages.common import load_language_model, tokenizer_of, world_of
 from mengya.stages.micro_batch import fitted
 from mengya.stages.replay import replay_of
@@ -42,6 +42,8 @@ def execute(context: Context) -> Outcome:
     policy, values = parallelize(policy, world, recipe.parallel), parallelize(values, world, recipe.parallel)
     settings = fitted(settings, policy, policy_objective(settings), world, recipe.parallel)
     fitting = with_room(prompts, [question.messages for question in prompts], tokenizer, settings, "ppo")
+    look = guard_look(context, reference, tokenizer, settings, model, practised_prompts(context, settings))
+    settings = guarded(settings, look)
     rewards = RewardTerms.of(settings, model, world, "ppo")
     try:
         totals = align(
@@ -56,7 +58,7 @@ def execute(context: Context) -> Outcome:
                 replay=replay_of(context, settings, tokenizer, world),
             ),
             settings,
-            look=guard_look(context, reference, tokenizer, settings, model, practised_prompts(context, settings)),
+            look=look,
             directory=context.directory,
             world=world,
         )
