@@ -13,6 +13,7 @@ from mengya.rl.guard import Look
 from mengya.rl.oversight import Oversight
 from mengya.settings import GuardSettings, SFTSettings
 from mengya.train.loop import fit
+from mengya.train.overseer import look_due, num_looks
 from mengya.train.parallel import World
 from mengya.train.state import Checkpoints, select
 from random_rows import RandomRows
@@ -120,3 +121,20 @@ def test_stopped_after_any_step_it_ends_with_the_same_bits_and_looks(tmp_path, s
         found = Checkpoints(directory / "checkpoints", 1).latest(print)
         assert found.step == last.step
         assert _same(found.tensors, last.tensors), "the training itself too, not only what was handed over"
+
+
+@pytest.mark.parametrize(
+    ("every", "num_steps", "looks"),
+    [
+        (15, 76, [15, 30, 45, 60, 76]),
+        (4, 16, [4, 8, 12, 16]),
+        (4, 6, [4, 6]),
+        (4, 5, [5]),
+        (9, 4, [4]),
+        (1, 3, [1, 2, 3]),
+        (0, 3, [3]),
+    ],
+)
+def test_looks_come_at_intervals_and_at_the_end_but_not_just_before_it(every, num_steps, looks):
+    assert [step for step in range(1, num_steps + 1) if look_due(step, every, num_steps)] == looks
+    assert num_looks(every, num_steps) == len(looks)

@@ -15,6 +15,7 @@ from mengya.model.transformer import Transformer
 from mengya.rl.guard import Look
 from mengya.rl.oversight import Oversight
 from mengya.settings import RolloutSettings
+from mengya.train.overseer import look_due
 from mengya.train.parallel import World
 from mengya.train.sharding import agreed, gathered, like
 from mengya.train.signals import deferred_signals
@@ -93,7 +94,7 @@ def align(
             numbers = algorithm.rollout(step)
             step += 1
             last = step == settings.steps
-            if last or step % settings.evaluate_every == 0:
+            if look_due(step, settings.evaluate_every, settings.steps):
                 better, found = oversight.see(policy, step, numbers)
                 if better:
                     best = {name: value.clone() for name, value in policy.state_dict().items()}

@@ -22,6 +22,7 @@ from mengya.stages.aligned import GUARD_TEXTS, distinct_prompts
 from mengya.stages.common import GUARD_PROMPTS
 from mengya.stages.grpo import grpo_prompts
 from mengya.stages.preferences import preference_pairs
+from mengya.train.overseer import num_looks
 
 _GUARD_BATCH = 128
 """Prompts that the guard has answered at a time."""
@@ -169,7 +170,7 @@ class RolloutParts(Parts):
 
     def _looks(self, plan: StagePlan, settings: RolloutSettings | DPOSettings, steps: int) -> None:
         """The guard's looks in so many steps: the first is of the SFT model, which is not read beside itself."""
-        looks = 1 + -(-steps // settings.evaluate_every)
+        looks = 1 + num_looks(settings.evaluate_every, steps)
         practises = isinstance(settings, RolloutSettings) and settings.kinds and self.knows_truth
         guard = len(self.held.guard) + (GUARD_PROMPTS if practises else 0)
         questions = self._drawn(self.prompt_lengths, guard)

@@ -39,6 +39,7 @@ from mengya.stages.common import packed_loader
 from mengya.stages.dpo import objective_of
 from mengya.stages.micro_batch import longest_batch
 from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.train.overseer import num_looks
 from mengya.train.step import Objective
 
 _BASE_MODEL_RUNS_ON = 1.5
@@ -93,7 +94,7 @@ class Planner(RolloutParts):
                 next_token_loss, settings, [batch], length=length, rows_share=share, single=per_step == 1
             )
         self._train(plan, settings, timed, per_step, float(plan.steps * settings.batch_tokens))
-        looks = 2 + plan.steps // settings.evaluate_every
+        looks = 1 + num_looks(settings.evaluate_every, plan.steps)
         self._read(plan, "validation", looks * self._validation_tokens())
         self._read(plan, "untrained", self._document_tokens() + self._cloze_tokens())
         plan.parts["baselines"] = self._ngram_seconds(train)
@@ -145,7 +146,7 @@ class Planner(RolloutParts):
                 single=per_step == 1,
             )
         self._train(plan, settings, timed, per_step, whole)
-        looks = 2 + plan.steps // settings.evaluate_every
+        looks = 1 + num_looks(settings.evaluate_every, plan.steps)
         answers = sum(self.answer_lengths) + sum(self.prompt_lengths)
         self._read(plan, "validation", looks * answers)
         self._evaluation(plan)

@@ -40,7 +40,8 @@ class DPOSettings(PairTrainSettings):
     """Weight of −log p(chosen) a token, which keeps the chosen answers likely (Pang et al. 2024)."""
     replay: ReplaySettings = ReplaySettings()
     evaluate_every: Positive = 50
-    """Steps between two looks of the guard at held-out prompts; there is one more before the first step, one after the last."""
+    """Steps between two looks of the guard at held-out prompts; there is one more before the first step, one after the last,
+    and none shortly before that."""
     max_new_tokens: Positive = 48
     """Tokens of an answer that the guard looks at; where PPO's is the same, so is its first look."""
     guard: GuardSettings = GuardSettings()

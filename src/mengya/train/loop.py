@@ -15,7 +15,7 @@ from mengya.console import MetricsLog, Progress, say
 from mengya.errors import Interrupted, UserError
 from mengya.train.incidents import Incidents
 from mengya.train.optimizer import Optimizer
-from mengya.train.overseer import Loader, LowestLoss, Overseer
+from mengya.train.overseer import Loader, LowestLoss, Overseer, look_due
 from mengya.train.parallel import World
 from mengya.train.schedule import rate_factor
 from mengya.train.sharding import agreed, gathered, load_weights
@@ -162,7 +162,7 @@ class _Training:
                 step, stop = totals["step"], world.any(signal_came())
                 last = step == self.num_steps
                 logged = step % settings.log_every == 0 or last or bool(self.events)
-                looks = last or (self.evaluate_every and step % self.evaluate_every == 0)
+                looks = look_due(step, self.evaluate_every, self.num_steps)
                 overseer = self.overseer if looks else None
                 # Not among skipped steps: such a checkpoint holds nothing new, and would push out one to go back to.
                 saved = last or stop or (step % settings.checkpoint_every == 0 and not watch.bad_in_a_row)

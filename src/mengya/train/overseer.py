@@ -42,6 +42,19 @@ class Overseer(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
+def look_due(step: int, every: int, num_steps: int) -> bool:
+    """Whether there is a look after `step`: after the last, and after every `every` steps (0: at no other).
+
+    Not where the end is less than half of `every` away: two looks at nearly the same model cost twice and tell once.
+    """
+    return step == num_steps or (every > 0 and step % every == 0 and 2 * (num_steps - step) >= every)
+
+
+def num_looks(every: int, num_steps: int) -> int:
+    """How many there are after the first step and later."""
+    return sum(look_due(step, every, num_steps) for step in range(1, num_steps + 1))
+
+
 class LowestLoss:
     """The overseer of a validation loss: of the weights that `evaluate` looked at, the best have the lowest.
 
