@@ -39,6 +39,7 @@ from mengya.stages.common import packed_loader
 from mengya.stages.dpo import objective_of
 from mengya.stages.micro_batch import longest_batch
 from mengya.stages.preferences import pair_loader, preference_pairs
+from mengya.stages.sft import with_documents
 from mengya.train.overseer import num_looks
 from mengya.train.step import Objective
 
@@ -130,13 +131,14 @@ class Planner(RolloutParts):
         timed_settings = settings.model_copy(
             update={"batch_tokens": 2 * rows * length, micro_batch_key(settings): rows * length}
         )
-        loader = packed_loader(self.context, examples, settings, self.tokenizer, self.probe.world)
+        mixed, _ = with_documents(self.context, examples, settings.documents)
+        loader = packed_loader(self.context, mixed, settings, self.tokenizer, self.probe.world)
         whole = settings.epochs * loader.num_rows() * growth * length
         plan.steps = max(1, round(whole / settings.batch_tokens))
         per_step = settings.batch_tokens / micro
         timed = self._timed_whole(next_token_loss, settings, loader, settings.batch_tokens, length)
         if timed is None:
-            parts = packed_loader(self.context, examples, timed_settings, self.tokenizer, self.probe.world)
+            parts = packed_loader(self.context, mixed, timed_settings, self.tokenizer, self.probe.world)
             timed = self.probe.step_time(
                 next_token_loss,
                 settings,

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mengya.settings.base import Fraction, PairsFrom, Positive, PositiveFloat, Settings
+from mengya.settings.base import Fraction, NotNegative, PairsFrom, Positive, PositiveFloat, Settings
 from mengya.settings.data import MessageSourceList
-from mengya.settings.guard import GuardSettings, NotNegative
+from mengya.settings.guard import GuardSettings
 from mengya.settings.training import MicroBatch, PairTrainSettings, TrainSettings, micro_batch_field
 
 

@@ -14,6 +14,7 @@ STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
 PairsFrom = Literal["corpus", "own", "both"]
 """Whose preference pairs: those of `corpus.preferences`, those that the stage `preferences` made, or both."""
 

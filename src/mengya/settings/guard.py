@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mengya.settings.base import Fraction, Positive, PositiveFloat, Settings
-
-NotNegative = Annotated[float, Field(ge=0.0)]
+from mengya.settings.base import Fraction, NotNegative, Positive, PositiveFloat, Settings
 
 
 class GuardSettings(Settings):

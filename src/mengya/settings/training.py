@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from mengya.settings.base import Fraction, PairsFrom, Positive, PositiveFloat, Settings
+from mengya.settings.base import Fraction, NotNegative, PairsFrom, Positive, PositiveFloat, Settings
 
 MicroBatch = Positive | Literal["auto"]
 """auto: as large as memory allows, and as is fast (`stages.micro_batch`); the effective batch stays, so the gradient does."""
@@ -63,7 +63,7 @@ class TrainSettings(Settings):
     """Peak rate of AdamW."""
     matrix_learning_rate: PositiveFloat = 0.02
     """Peak rate of Muon."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    weight_decay: NotNegative = 0.1
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     gradient_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
@@ -115,7 +115,7 @@ class PretrainSettings(ValidatedSettings):
     micro_batch_tokens: MicroBatch = micro_batch_field(4096, "micro_batch_tokens")
     """Tokens a backward, or auto."""
     sequence_length: Positive = 256
-    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
+    weights: dict[str, NotNegative] = {}
     """Epochs of a source in one epoch of the mixture, {source: 2.0}; 1 where it is not named."""
     temperature: Annotated[float, Field(ge=1.0)] = 1.0
     """Above 1, smaller sources come more often: shares ∝ tokens^(1/temperature)."""
@@ -123,8 +123,11 @@ class PretrainSettings(ValidatedSettings):
 
 class SFTSettings(ValidatedSettings):
     learning_rate: PositiveFloat = 5e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: NotNegative = 0.01
     epochs: PositiveFloat = 2.0
+    documents: NotNegative = 0.0
+    """Pretraining documents that are learnt beside the conversations: tokens, as a share of theirs. Answers alone make a model
+    forget what it read, and how to tell of it (docs/algorithms.md)."""
     batch_tokens: Positive = 8192
     micro_batch_tokens: MicroBatch = micro_batch_field(4096, "micro_batch_tokens")
     sequence_length: Positive = 256
@@ -138,7 +141,7 @@ class PairTrainSettings(FitSettings):
     """corpus: those of `corpus.preferences`; own: those that `mengya preferences` made; both: one after the other."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: NotNegative = 0.0
     epochs: PositiveFloat = 1.0
     batch_pairs: Positive = 64
     micro_batch_pairs: MicroBatch = micro_batch_field(32, "micro_batch_pairs")
@@ -150,12 +153,12 @@ MAX_REWARD_MEMBERS = 8
 
 class RewardSettings(PairTrainSettings):
     learning_rate: PositiveFloat = 3e-4
-    lm_coefficient: Annotated[float, Field(ge=0.0)] = 0.0
+    lm_coefficient: NotNegative = 0.0
     """Weight of −log p(chosen) a token, which keeps the reward model a language model (Yang et al. 2024, "GRM")."""
     members: Annotated[int, Field(ge=1, le=MAX_REWARD_MEMBERS)] = 1
     """Reward models to train, one after another, each with a shuffle and (but for the first) a head of its own. Several
     score by their mean less `conservatism` times their standard deviation."""
-    conservatism: Annotated[float, Field(ge=0.0)] = 1.0
+    conservatism: NotNegative = 1.0
     """Standard deviations over the members that an answer's score is lowered by; 0: their mean (Coste et al. 2023)."""
     judge_share: Annotated[float, Field(ge=0.0, lt=0.9)] | None = None
     """Share of the prompts, chosen by a hash, whose pairs train a second reward model: the judge. Where the truth is not known the

@@ -1,4 +1,7 @@
-"""sft: instruction tuning on conversations; the loss is on every assistant turn and its end token, on nothing else."""
+"""sft: instruction tuning on conversations; of these the loss is on every assistant turn and its end token, on nothing else.
+
+Documents that are mixed in (`sft.documents`) are learnt whole, as in pretraining.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import torch
 
 from mengya.corpus import records
 from mengya.data.conversations import TokenExamples, render_conversations
+from mengya.data.joined import Chosen, Joined
+from mengya.data.token_files import open_tokens
 from mengya.errors import UserError
 from mengya.evaluate.likelihood import packed_loss
 from mengya.files import read_jsonl
@@ -40,6 +45,18 @@ def training_examples(
     return render_conversations(conversations, tokenizer, max_tokens=sequence_length + 1)
 
 
+def with_documents(
+    context: Context, examples: TokenExamples, share: float
+) -> tuple[TokenExamples | Joined, dict[str, int]]:
+    """The examples, and beside them as many tokens of the pretraining documents as `share` of theirs; counts of these."""
+    if not share:
+        return examples, {}
+    source = open_tokens(context.path("shards/tokens"), "train")
+    documents = Chosen.at_random(source, share * float(examples.num_inputs_N.sum()), context.recipe.seed)
+    lengths = documents.num_inputs_N
+    return Joined([examples, documents]), {"documents": len(lengths), "document_tokens": int(lengths.sum())}
+
+
 def execute(context: Context) -> Outcome:
     recipe, settings = context.recipe, context.recipe.sft
     world, tokenizer, held = world_of(context), tokenizer_of(context), held_out(context)
@@ -52,11 +69,12 @@ def execute(context: Context) -> Outcome:
             mend="raise it, or give shorter conversations",
         )
     model = load_language_model(context, "pretrain/model", world)
-    num_tokens = settings.epochs * float(examples.num_inputs_N.sum())
+    mixed, documents = with_documents(context, examples, settings.documents)
+    num_tokens = settings.epochs * float(mixed.num_inputs_N.sum())
     flops = num_tokens * model.config.flops_per_token(settings.sequence_length)
     model = parallelize(model, world, recipe.parallel, flops=flops)
     settings = fitted(settings, model, next_token_loss, world, recipe.parallel)
-    loader = packed_loader(context, examples, settings, tokenizer, world)
+    loader = packed_loader(context, mixed, settings, tokenizer, world)
     rows = loader.num_rows()
     num_steps = max(1, round(settings.epochs * rows * settings.sequence_length / settings.batch_tokens))
 
@@ -92,6 +110,7 @@ def execute(context: Context) -> Outcome:
         **totals,
         "micro_batch_tokens": settings.micro_batch_tokens,
         **{"example_tokens" if name == "tokens" else name: count for name, count in counts.items()},
+        **documents,
         **loader.packing(),
     }
     return outcome
