@@ -20,8 +20,8 @@ SCORES = ("gold_score", "judge_win_rate", "win_rate_vs_sft")
 """What a stage is to raise: by the truth, where it is known; else, above a half, by a judge of other sources, or the run's own."""
 METRICS = (
     *SCORES, "judge_score", "sampled_accuracy", "qa_accuracy", "multi_turn_accuracy", "arithmetic_accuracy",
-    "identity_accuracy", "repetition", "refusal_rate", "end_rate", "answer_tokens", "bits_per_byte",
-    "answer_bits_per_byte", "kl_to_sft",
+    "identity_accuracy", "held_out_entity_accuracy", "repetition", "refusal_rate", "end_rate", "answer_tokens",
+    "bits_per_byte", "answer_bits_per_byte", "kl_to_sft",
 )  # fmt: skip
 PROMISED = ("repetition", "refusal_rate", "bits_per_byte", "answer_bits_per_byte")
 """What may not get worse by more than 1%: a percentage point of a share, 1% of the bits."""

@@ -3,10 +3,11 @@
     python benchmarks/time_to_loss.py [--data 'TEXTS/*.jsonl.zst'] [--preset 3m] [--tokens 1.5e6] [--seeds 1,2,3]
 
 Same data, tokenizer, shape, batch and machine. The baseline trains on all tokens, at the best of a few peak rates (chosen
-with the first seed: an ill-tuned baseline would prove nothing). Mengya trains on a share of the tokens, its schedule that
-long, the shares in ascending order until its validation loss is not above the baseline's. Time is tokens by the median speed of
-the run's own log, so that a pause of the machine does not count. Without --data, the embedded corpus. The last line is one JSON object;
-`time_ratio` is the mean over seeds of Mengya's time by the baseline's, null for a seed where no share was enough.
+with the first seed: an ill-tuned baseline would prove nothing). Mengya, at the rates of the dial, trains on a share of the
+tokens, its schedule that long, the shares in ascending order until its validation loss is not above the baseline's. Time is
+tokens by the median speed of the run's own log, so that a pause of the machine does not count. Without --data, the embedded
+corpus. The last line is one JSON object; `time_ratio` is the mean over seeds of Mengya's time by the baseline's, null for a
+seed where no share was enough.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mengya.model.presets import PRESETS
+from mengya.stages.dial import rates
 from recipe_runs import log_lines, metrics, run
 
 STAGES = ["corpus", "tokenizer", "shards", "pretrain"]
@@ -48,13 +51,14 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=4000)
     parser.add_argument("--tokens", type=float, default=1.5e6, help="that the baseline trains on")
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--shares", default="0.3,0.4,0.5,0.6,0.7,0.8,1.0", help="of the tokens, that Mengya tries")
+    parser.add_argument("--shares", default="0.2,0.25,0.3,0.4,0.5,0.6,0.8,1.0", help="of the tokens, that Mengya tries")
     parser.add_argument("--seeds", default="1,2,3")
     arguments = parser.parse_args()
     source: Any = "playground"
     if arguments.data:
         source = {"path": arguments.data, "format": "text"} | ({"limit": arguments.limit} if arguments.limit else {})
     rows, rate = [], None
+    rule = rates("pretrain", "muon", PRESETS[arguments.preset]["width"])
     for seed in map(int, arguments.seeds.split(",")):
         recipe = {
             "name": "time-to-loss",
@@ -85,9 +89,7 @@ def main() -> None:
             row: dict[str, Any] = {"seed": seed, "baseline_loss": round(loss, 4), "baseline_seconds": round(seconds, 1)}
             row |= {"share": None, "loss": None, "seconds": None, "ratio": None}
             for share in map(float, arguments.shares.split(",")):
-                ours, ours_seconds = trained(
-                    recipe, {**common, "tokens": int(tokens * share), "learning_rate": 3e-3}, base
-                )
+                ours, ours_seconds = trained(recipe, {**common, **rule, "tokens": int(tokens * share)}, base)
                 print(f"seed {seed}: {share:.0%} of the tokens: loss {ours:.4f}, baseline {loss:.4f}", flush=True)
                 if ours <= loss:
                     row |= {"share": share, "loss": round(ours, 4), "seconds": round(ours_seconds, 1)}

@@ -79,7 +79,7 @@ def test_rates_follow_the_width():
     assert narrow["learning_rate"] == pytest.approx(2 * wide["learning_rate"])
     assert narrow["matrix_learning_rate"] == wide["matrix_learning_rate"]
     # The quickstart's own rates at its own width.
-    assert rates("pretrain", "muon", 192) == {"learning_rate": 3e-3, "matrix_learning_rate": 0.02}
+    assert rates("pretrain", "muon", 192) == {"learning_rate": 1.2e-2, "matrix_learning_rate": 0.02}
     assert rates("sft", "muon", 192) == {"learning_rate": 1e-3, "matrix_learning_rate": 0.01}
 
 

@@ -27,7 +27,7 @@ TOKENS_A_PARAMETER = 20.0
 REFERENCE_WIDTH = 192
 # {stage: (AdamW alone, AdamW beside Muon, Muon)}: the quickstart's, or the settings' defaults where it says none.
 _RATES = {
-    "pretrain": (3e-3, 3e-3, 0.02),
+    "pretrain": (3e-3, 1.2e-2, 0.02),
     "sft": (5e-4, 1e-3, 0.01),
     "reward": (3e-4, 1e-3, 0.01),
     "dpo": (1e-4, 1e-4, 0.01),
