@@ -1,15 +1,17 @@
 """The one dial: `model: {size: 40m}` sets what follows from a size, wherever the recipe does not say it itself.
 
-The rules, with their sources. None of them was swept on our data; `benchmarks/rates_sweep.py` measures the rates.
+The rules, with their sources. The rates were swept on real text by `benchmarks/rates_sweep.py` (docs/results/rates.md: short
+runs at two widths) and in the quickstart (docs/LOG.md); the other rules are the literature's.
 
 - Shape: `model.presets.sized`.
 - Tokens of pretraining: 20 a parameter, compute-optimal (Hoffmann et al. 2022, Chinchilla, table 3).
 - Tokens a step: 0.292 · C^0.3271 of the training compute C in FLOPs (Bi et al. 2024, DeepSeek LLM, eq. 1, fitted between 1e17 and
   2e19), to the nearest power of two. At the quickstart's 2e13 it gives 8,192, which is what the quickstart was tuned with.
-- Rates: reference values at width 192, where the quickstart was tuned. AdamW on hidden matrices ∝ 1/width (Yang et al. 2022, muP).
+- Rates: reference values at width 192, the quickstart's. AdamW on hidden matrices ∝ 1/width (Yang et al. 2022, muP).
   Muon's constant: its updates have the same spectral norm at every width (Jordan et al. 2024; Bernstein and Newhouse
   2024). Of the AdamW beside Muon, which moves embeddings and the head, ∝ 1/√width: muP says constant for the input and
-  1/width for the output, and tied embeddings are both.
+  1/width for the output, and tied embeddings are both. Runs of a hundred steps want four times as much and half of
+  Muon's, the quickstart's neither: the reference is what serves from there on.
 - Sequences: 256 tokens below 20 M parameters, all the model's positions above.
 - Micro-batch: auto.
 """
