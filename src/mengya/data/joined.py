@@ -21,8 +21,8 @@ class Chosen:
     def at_random(cls, source: TokenSource, num_tokens: float, seed: int) -> Chosen:
         """As many documents as hold `num_tokens` inputs, the last one beyond; all where the source has fewer."""
         order = np.random.default_rng(seed).permutation(len(source))
-        before = np.cumsum(source.lengths_N[order] - 1) - (source.lengths_N[order] - 1)
-        return cls(source, order[before < num_tokens])
+        inputs_N = source.lengths_N[order] - 1
+        return cls(source, order[np.cumsum(inputs_N) - inputs_N < num_tokens])
 
     @property
     def num_inputs_N(self) -> np.ndarray:

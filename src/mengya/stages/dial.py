@@ -10,8 +10,8 @@ runs at two widths) and in the quickstart (docs/LOG.md); the other rules are the
 - Rates: reference values at width 192, the quickstart's. AdamW on hidden matrices ∝ 1/width (Yang et al. 2022, muP).
   Muon's constant: its updates have the same spectral norm at every width (Jordan et al. 2024; Bernstein and Newhouse
   2024). Of the AdamW beside Muon, which moves embeddings and the head, ∝ 1/√width: muP says constant for the input and
-  1/width for the output, and tied embeddings are both. Runs of a hundred steps want four times as much and half of
-  Muon's, the quickstart's neither: the reference is what serves from there on.
+  1/width for the output, and tied embeddings are both. Runs of a hundred steps want more of it and less of Muon's; the
+  quickstart gains nothing by twice the one and loses by half the other. How longer runs move them was not measured.
 - Sequences: 256 tokens below 20 M parameters, all the model's positions above.
 - Micro-batch: auto.
 """
