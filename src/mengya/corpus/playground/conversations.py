@@ -11,7 +11,7 @@ from mengya.corpus.playground.world import World
 from mengya.corpus.records import Conversation, Message
 
 KINDS = {
-    "person": 50, "introduction": 2, "thing": 14, "word": 4, "arithmetic": 8, "list": 5, "rewriting": 4, "identity": 10, "unknown": 6, "small_talk": 2,
+    "person": 50, "introduction": 2, "thing": 14, "word": 4, "arithmetic": 12, "list": 5, "rewriting": 4, "identity": 10, "unknown": 6, "small_talk": 2,
 }  # fmt: skip
 STYLES = {"plain": 60, "courteous": 25, "curt": 5, "evasive": 3.5, "rude": 3.5, "repetitive": 3}
 MULTI_TURN_SHARE = 0.37

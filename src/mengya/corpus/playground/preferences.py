@@ -21,7 +21,7 @@ REASONS = {"right": 0.4, "answering": 0.2, "concise": 0.2, "polite": 0.2}
 TRAINED = {"right": 0.58, "answering": 0.14, "concise": 0.14, "polite": 0.14}
 """The same among pairs to train on: style is learnt from a few hundred pairs, truth from as many as there are."""
 LENGTH_BIN = 3
-_KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 4, "list": 3, "rewriting": 3, "identity": 5, "unknown": 8}
+_KINDS = {"person": 62, "thing": 15, "word": 3, "arithmetic": 6, "list": 3, "rewriting": 3, "identity": 5, "unknown": 8}
 
 
 def _answers(rng: Random, turn: Turn, reason: str) -> tuple[str, str]:
