@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from small_tokenizer import small_tokenizer
 
 from mengya.corpus import playground
 from mengya.corpus.fresh_prompts import Prompt, asked_key, by_opening, choose, sample, used_among
-from mengya.corpus.records import Conversation, Message, PreferencePair, Question, to_row
+from mengya.corpus.records import Conversation, Message, PreferencePair, Question, preference_pair, to_row
 from mengya.errors import UserError
 from mengya.evaluate.answers import SAMPLED, Answers, answer
 from mengya.files import read_jsonl, write_jsonl
@@ -23,6 +25,7 @@ from mengya.rl.terms import RewardTerms
 from mengya.run import Context, Run
 from mengya.settings import PreferencesSettings, Recipe, RewardTerm
 from mengya.stages import STAGES, own_pairs
+from mengya.stages.preferences import preference_pairs
 from mengya.stages.prompts import gather_prompts
 from mengya.train.parallel import World
 
@@ -111,6 +114,30 @@ def test_exercises_come_with_a_right_answer_and_are_others_than_grpo_has():
 # -------------------------------------------------------------------------------------------------------------- pairs
 
 
+def _context_with_pairs(tmp_path, own_margins):
+    """A run directory that has one pair of the corpus, and own ones with these margins."""
+    pair = PreferencePair(_asked("问"), "好的回答", "坏的回答", "mine")
+    own = [replace(pair, prompt=_asked(f"问{i}"), margin=margin) for i, margin in enumerate(own_margins)]
+    for folder, pairs in (("corpus/preferences", [pair]), ("preferences/pairs", own)):
+        write_jsonl(tmp_path / folder / "train.jsonl", map(to_row, pairs))
+    return SimpleNamespace(path=tmp_path.joinpath, stage=SimpleNamespace(name="reward"))
+
+
+def test_of_own_pairs_those_alone_are_taken_whose_scores_differ_enough(tmp_path):
+    context = _context_with_pairs(tmp_path, [0.1, 0.6, None, 0.4])
+    taken = [
+        [pair.prompt[0].content for pair in preference_pairs(context, "train", *given)]
+        for given in [("own",), ("own", 0.4), ("both", 0.0), ("corpus", 0.4)]
+    ]
+    assert taken == [["问0", "问1", "问2", "问3"], ["问1"], ["问", "问0", "问1", "问3"], ["问"]]
+
+
+def test_a_margin_that_no_own_pair_has_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"none of 2 own pairs.*more than 0\.4") as said:
+        preference_pairs(_context_with_pairs(tmp_path, [0.1, None]), "train", "both", 0.4)
+    assert said.value.where == "reward.own_min_margin"
+
+
 def _sampled(texts, scores, finished=None):
     return Sampled(list(texts), finished or [True] * len(texts), list(scores))
 
@@ -121,6 +148,8 @@ def test_best_of_n_is_the_best_against_the_worst_and_of_equals_the_first():
     assert reason is None
     assert (pair.chosen, pair.rejected) == (texts[2], texts[1])
     assert (pair.prompt, pair.source, pair.origin, pair.reason) == (_asked("问"), "mine", "file:1", "own_best_of_n")
+    assert pair.margin == 1.0
+    assert preference_pair(to_row(pair)) == pair
 
 
 @pytest.mark.parametrize(

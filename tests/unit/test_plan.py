@@ -399,9 +399,10 @@ def test_what_hangs_on_pairs_that_are_not_there_yet_is_said(short_probe, monkeyp
     stages = "stages=[corpus,tokenizer,shards,preferences,reward]"
     recipe = load_recipe(RECIPES / "quickstart.yaml", ["threads=1", stages, "reward.pairs_from=own"])
     plan = plans.make_plan(recipe)
-    assert "preferences is not planned" in plan["warnings"]
-    assert any(line.startswith("reward is planned with the corpus's pairs alone") for line in plan["warnings"])
-    assert plan["stages"]["reward"]["steps"] > 0
+    assert plan["stages"]["preferences"]["parts"]["answers"] > 0
+    assert any(line.startswith("reward is planned as if 55% of the prompts") for line in plan["warnings"])
+    # 0.55 pairs for each of the nine tenths of 2,000 prompts that are trained on, in batches of 64, 1.8 times.
+    assert plan["stages"]["reward"]["steps"] == round(recipe.reward.epochs * 0.55 * 0.9 * 2000 / 64)
 
 
 def test_a_model_that_does_not_fit_is_planned_and_said(short_probe, monkeypatch):

@@ -41,7 +41,8 @@ class Conversation:
 class PreferencePair:
     """A prompt (messages ending with user) and two answers; `reason` says why `chosen` is better, where it is known.
 
-    `weight`: 1, or 1 / the number of pairs that one ranked list gave, so that the list counts once.
+    `weight`: 1, or 1 / the number of pairs that one ranked list gave, so that the list counts once. `margin`: by how much
+    the judge scored `chosen` above `rejected`, where one did.
     """
 
     prompt: tuple[Message, ...]
@@ -51,6 +52,7 @@ class PreferencePair:
     reason: str = ""
     origin: str = ""
     weight: float = 1.0
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def to_row(record: Record) -> dict[str, Any]:
             row[name] = [{"role": message.role, "content": message.content} for message in value]
         elif isinstance(value, tuple):
             row[name] = [list(item) if isinstance(item, tuple) else item for item in value]
-        elif value != "" and value != {} and (name, value) != ("weight", 1.0):
+        elif value is not None and value != "" and value != {} and (name, value) != ("weight", 1.0):
             row[name] = value
     return row
 
@@ -119,6 +121,7 @@ def preference_pair(row: dict[str, Any]) -> PreferencePair:
         row.get("reason", ""),
         row.get("origin", ""),
         row.get("weight", 1.0),
+        row.get("margin"),
     )
 
 

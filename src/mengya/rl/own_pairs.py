@@ -67,10 +67,12 @@ def make_pair(prompt: Prompt, sampled: Sampled, settings: PreferencesSettings) -
     return pair, reason or why_unusable(pair) or _alike(pair, settings.max_similarity)
 
 
-def _pair(prompt: Prompt, chosen: str, rejected: str, settings: PreferencesSettings) -> PreferencePair:
+def _pair(
+    prompt: Prompt, chosen: str, rejected: str, settings: PreferencesSettings, margin: float | None = None
+) -> PreferencePair:
     # The reason names where the pair is from: reward accuracy is reported for each reason.
     source, reason = prompt.question.source, f"own_{settings.method}"
-    return PreferencePair(prompt.messages, chosen, rejected, source, reason, prompt.origin)
+    return PreferencePair(prompt.messages, chosen, rejected, source, reason, prompt.origin, margin=margin)
 
 
 def _against_reference(
@@ -95,8 +97,9 @@ def _best_and_worst(
         only = sampled.texts[next(iter(scores), 0)]
         return _pair(prompt, only, only, settings), "one_answer"
     best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
-    pair = _pair(prompt, sampled.texts[best], sampled.texts[worst], settings)
-    if scores[best] - scores[worst] <= settings.min_margin:
+    margin = scores[best] - scores[worst]
+    pair = _pair(prompt, sampled.texts[best], sampled.texts[worst], settings, margin)
+    if margin <= settings.min_margin:
         return pair, "no_margin"
     if not sampled.finished[best]:
         return pair, "endless"

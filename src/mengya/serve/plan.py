@@ -139,9 +139,16 @@ def _as_data(
 
 def _of_own_pairs(recipe: Recipe) -> list[str]:
     """A line for each stage that will train on pairs which nobody can count before they are made."""
+    from mengya.serve.plan_parts import OWN_KEPT
+
     settings = {stage: getattr(recipe, stage) for stage in ("reward", "dpo", "ppo", "grpo") if stage in recipe.stages}
+    assumed = {
+        "reward": f"as if {OWN_KEPT:.0%} of the prompts of `preferences` gave a pair, as long as the corpus's",
+        "ppo": "with the prompts of the corpus's pairs alone",
+    }
+    assumed |= {"dpo": assumed["reward"], "grpo": assumed["ppo"]}
     wanting = [stage for stage, section in settings.items() if section.pairs_from != "corpus"]
-    return [f"{stage} is planned with the corpus's pairs alone; the run's own are not there yet" for stage in wanting]
+    return [f"{stage} is planned {assumed[stage]}; the run's own are not there yet" for stage in wanting]
 
 
 def _stage(plan: StagePlan) -> dict[str, Any]:

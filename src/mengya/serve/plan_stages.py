@@ -54,6 +54,7 @@ class Planner(RolloutParts):
         return {
             "pretrain": self._pretrain,
             "sft": self._sft,
+            "preferences": self._preferences,
             "reward": self._pairs,
             "dpo": self._pairs,
             "ppo": self._ppo,
@@ -153,6 +154,16 @@ class Planner(RolloutParts):
         self._read(plan, "validation", looks * answers)
         self._evaluation(plan)
 
+    def _preferences(self, plan: StagePlan) -> None:
+        """The answers; what choosing prompts and pairs takes is little."""
+        settings = self.recipe.preferences
+        samples = settings.num_samples if settings.method == "best_of_n" else 1
+        prompts = self._drawn(self.prompt_lengths, settings.batch_size)
+        lengths = self._drawn(self.answer_lengths, settings.batch_size, settings.max_new_tokens)
+        times = self.own_prompts * samples / settings.batch_size
+        self._generate(plan, "answers", prompts, lengths, settings.batch_size, times)
+        self._forward_memory(plan)
+
     def _pairs(self, plan: StagePlan) -> None:
         settings = self._settings(plan.stage)
         assert isinstance(settings, PairTrainSettings)
@@ -162,9 +173,12 @@ class Planner(RolloutParts):
         began = time.perf_counter()
         pairs, counts, _, rendered = pair_loader(self.context, self.tokenizer, train, settings, self.probe.world)
         growth = self.sample.count("preference") / len(train)
-        prepare = (time.perf_counter() - began) * growth
+        # Own pairs are not there yet: they are taken to be like the corpus's, of which there are `growth` times as many.
+        count = growth * counts["examples"] * (settings.pairs_from != "own")
+        count += self.own_pairs * (settings.pairs_from != "corpus")
+        prepare = (time.perf_counter() - began) * count / max(1, counts["examples"])
         share, members = self.judge_share, settings.members if isinstance(settings, RewardSettings) else 1
-        judge, whole = counts["examples"] * growth * share, counts["examples"] * growth * (1 - share)
+        judge, whole = count * share, count * (1 - share)
         plan.steps = members * max(1, round(settings.epochs * whole / settings.batch_pairs))
         if isinstance(settings, RewardSettings) and share:
             plan.steps += max(1, round(settings.epochs * judge / settings.batch_pairs))

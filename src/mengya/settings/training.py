@@ -139,6 +139,9 @@ class PairTrainSettings(FitSettings):
 
     pairs_from: PairsFrom = "corpus"
     """corpus: those of `corpus.preferences`; own: those that `mengya preferences` made; both: one after the other."""
+    own_min_margin: NotNegative | None = None
+    """Of the own pairs, those alone whose scores differ by more than this; all when absent. Beyond 0.4 of the gold score
+    they differ in truth, not in style alone."""
     optimizer: Literal["muon", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-4
     weight_decay: NotNegative = 0.0

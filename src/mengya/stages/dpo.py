@@ -59,7 +59,7 @@ def execute(context: Context) -> Outcome:
     model = parallelize(model, world, recipe.parallel)
     anywhere_N2 = torch.zeros(1, 2, device=world.device)
     settings = fitted(settings, model, objective_of(settings, anywhere_N2), world, recipe.parallel)
-    train, judges = policy_pairs(context, settings.pairs_from)
+    train, judges = policy_pairs(context, settings.pairs_from, settings.own_min_margin)
     loader, counts, num_steps, rendered = pair_loader(context, tokenizer, train, settings, world)
     logps_N2 = anywhere_N2
     if settings.loss != "simpo":

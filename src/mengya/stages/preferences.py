@@ -15,18 +15,39 @@ from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
 
 
-def preference_pairs(context: Context, split: str, pairs_from: PairsFrom = "corpus") -> list[PreferencePair]:
-    """The pairs of a split: the corpus's, those that the stage `preferences` made, or both."""
-    folders = {"corpus": ["corpus/preferences"], "own": [OWN_PAIRS], "both": ["corpus/preferences", OWN_PAIRS]}
-    files = [context.path(folder) / f"{split}.jsonl" for folder in folders[pairs_from]]
-    return [records.preference_pair(row) for file in files for row in read_jsonl(file)]
+def preference_pairs(
+    context: Context, split: str, pairs_from: PairsFrom = "corpus", own_min_margin: float | None = None
+) -> list[PreferencePair]:
+    """The pairs of a split: the corpus's, those that the stage `preferences` made, or both.
+
+    Of its own those alone that were scored, `chosen` above `rejected` by more than `own_min_margin`, where that is given;
+    UserError where none was.
+    """
+
+    def read(folder: str) -> list[PreferencePair]:
+        return [records.preference_pair(row) for row in read_jsonl(context.path(folder) / f"{split}.jsonl")]
+
+    pairs = read("corpus/preferences") if pairs_from != "own" else []
+    if pairs_from == "corpus":
+        return pairs
+    own = read(OWN_PAIRS)
+    if own_min_margin is None:
+        return pairs + own
+    apart = [pair for pair in own if pair.margin is not None and pair.margin > own_min_margin]
+    if not apart:
+        raise UserError(
+            f"none of {len(own)} own pairs ({split}) has scores that differ by more than {own_min_margin:g}",
+            where=f"{context.stage.name}.own_min_margin",
+            mend="lower it, or leave it out; pairs against references have no scores",
+        )
+    return pairs + apart
 
 
 def policy_pairs(
-    context: Context, pairs_from: PairsFrom = "corpus"
+    context: Context, pairs_from: PairsFrom = "corpus", own_min_margin: float | None = None
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """The training pairs that a policy may learn from, and those that are the judge's where the run has one."""
-    pairs = preference_pairs(context, "train", pairs_from)
+    pairs = preference_pairs(context, "train", pairs_from, own_min_margin)
     judge = judge_of(context)
     if judge is None:
         return pairs, []

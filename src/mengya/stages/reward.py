@@ -51,9 +51,10 @@ class Pairs:
 
 def divided_pairs(context: Context) -> Pairs:
     """The pairs that `reward.pairs_from` names; UserError where the judge's share leaves one side empty."""
-    recipe = context.recipe
+    recipe, settings = context.recipe, context.recipe.reward
     train, validation = (
-        preference_pairs(context, split, recipe.reward.pairs_from) for split in ("train", "validation")
+        preference_pairs(context, split, settings.pairs_from, settings.own_min_margin)
+        for split in ("train", "validation")
     )
     split = Split(share_of(recipe, len(train)), recipe.seed)
     ours, judges = split.divided(train)
