@@ -65,6 +65,7 @@ ABLATIONS = (
     Case("cold-rollouts", "nearly greedy rollouts", ("ppo.temperature=0.1",)),
     Case("no-end-penalty", "no penalty for a missing end", ("ppo.missing_end_penalty=0",)),
     Case("no-repetition-penalty", "no penalty for repetition", ("ppo.repetition_penalty=0",)),
+    Case("no-replay", "no text replayed", ("ppo.replay.documents=0", "ppo.replay.conversations=0")),
 )
 
 
