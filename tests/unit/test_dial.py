@@ -6,9 +6,9 @@ import pytest
 
 from mengya.errors import UserError
 from mengya.model.presets import PRESETS, parse_size, preset, sized
-from mengya.settings import Recipe
+from mengya.settings import PretrainSettings, Recipe
 from mengya.stages.check import model_config
-from mengya.stages.dial import batch_tokens, rates, with_dial
+from mengya.stages.dial import REFERENCE_WIDTH, batch_tokens, rates, with_dial
 
 VOCABULARY = {"3m": 3000, "7m": 6400, "12m": 6400, "26m": 6400, "50m": 8192}
 
@@ -118,3 +118,12 @@ def test_recipes_without_a_size_are_untouched():
 
 def test_every_preset_is_a_shape():
     assert all(preset(name, 32000).num_parameters > 0 for name in PRESETS)
+
+
+def test_without_the_dial_pretrainings_rate_is_the_one_that_suits_its_optimizer():
+    assert PretrainSettings().learning_rate == rates("pretrain", "muon", REFERENCE_WIDTH)["learning_rate"]
+    assert PretrainSettings(optimizer="adamw").learning_rate == 1e-3
+    assert PretrainSettings(optimizer="adamw", learning_rate=2e-3).learning_rate == 2e-3
+    assert "learning_rate" not in PretrainSettings(optimizer="adamw").model_fields_set, (
+        "what nobody said, the dial may set"
+    )

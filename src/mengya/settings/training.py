@@ -108,6 +108,11 @@ class ValidatedSettings(FitSettings):
 
 class PretrainSettings(ValidatedSettings):
     optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: PositiveFloat = Field(
+        default_factory=lambda said: 0.012 if said.get("optimizer") == "muon" else 1e-3
+    )
+    """Peak rate of AdamW. When absent 0.012 beside Muon, where it moves embeddings and the head alone, and 0.001 for all weights
+    (docs/results/rates.md)."""
     tokens: Positive = 2_000_000
     """Tokens to train on, in all."""
     batch_tokens: Positive = 8192
