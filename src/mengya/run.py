@@ -46,6 +46,9 @@ class Stage:
     uses: tuple[str, ...] = ()
     # Needed besides where the recipe says so, as the pairs that a run made for itself.
     asks: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+    # Of the settings and needs those that decide only what is measured once training has ended: where nothing else
+    # changed, the trained state stands, and the stage goes on from its last checkpoint.
+    measured_by: tuple[str, ...] = ()
 
     def all_needs(self, recipe: Recipe) -> tuple[str, ...]:
         """What must be there before the stage begins."""
@@ -163,6 +166,24 @@ class Run:
                 return f"its output {name} was altered"
         return None
 
+    def stays_trained(self, recipe: Recipe, stage: Stage) -> bool:
+        """Whether the stage has trained, and all that changed since is how the result is measured."""
+        manifest, wanted = self.manifest(stage.name), self.wanted(recipe, stage)
+        changed = manifest is not None and manifest["identity"] != sha256_of(wanted)
+        return changed and self._same_training(stage, wanted)
+
+    def _same_training(self, stage: Stage, wanted: dict[str, Any]) -> bool:
+        directory = self.directory / stage.name
+        begun = directory / "started.json"
+        if not stage.measured_by or not begun.is_file() or not any(directory.glob("checkpoints/step-*")):
+            return False
+        old = read_json(begun)
+        return all(
+            {name: value for name, value in old[part].items() if name not in stage.measured_by}
+            == {name: value for name, value in wanted[part].items() if name not in stage.measured_by}
+            for part in ("settings", "inputs")
+        )
+
     # ------------------------------------------------------------------------------------------------ execution
 
     def execute(self, recipe: Recipe, stage: Stage) -> dict[str, Any]:
@@ -177,7 +198,7 @@ class Run:
                 )
         wanted = self.wanted(recipe, stage)
         identity = sha256_of(wanted)
-        self._make_room(directory, identity)
+        self._make_room(stage, wanted, identity)
         resumed = (directory / "started.json").exists()
         spent = _seconds_spent(directory) if resumed else 0.0
         remove_partials(directory)
@@ -215,12 +236,16 @@ class Run:
     def _exists(self, artifact: str) -> bool:
         return (self.directory / artifact).exists()
 
-    def _make_room(self, directory: Path, identity: str) -> None:
-        """Leave in `directory` only work that belongs to `identity`: set other work aside, take earlier work back."""
+    def _make_room(self, stage: Stage, wanted: dict[str, Any], identity: str) -> None:
+        """Leave in the stage's directory only work that belongs to `identity`; other work is set aside."""
+        directory = self.directory / stage.name
         if (directory / "started.json").exists():
             old = read_json(directory / "started.json")["identity"]
             if old == identity and not (directory / "manifest.json").exists():
                 return  # interrupted: go on with it
+            if old != identity and self._same_training(stage, wanted):
+                (directory / "manifest.json").unlink(missing_ok=True)  # as if interrupted before it measured
+                return
             if old != identity:
                 self._set_aside(directory, old)
             else:

@@ -122,6 +122,7 @@ def _stage(
     needs: tuple[str, ...],
     makes: tuple[str, ...],
     uses: tuple[str, ...] = (),
+    measured_by: tuple[str, ...] = (),
 ) -> Stage:
     files = {
         "corpus": _corpus_files,
@@ -132,7 +133,7 @@ def _stage(
         "grpo": _grpo_files,
     }
     asks = _asked_by(name) if name in ("reward", "dpo", "ppo", "grpo") else lambda recipe: ()
-    return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses, asks)
+    return Stage(name, settings, needs, makes, _execute, files.get(name, lambda recipe: []), uses, asks, measured_by)
 
 
 STAGES: dict[StageName, Stage] = {
@@ -151,12 +152,14 @@ STAGES: dict[StageName, Stage] = {
             (*_HARDWARE, "model", "pretrain", "evaluate"),
             _CHAT_NEEDS,
             ("pretrain/model", "pretrain/evaluation.json"),
+            measured_by=("evaluate",),
         ),
         _stage(
             "sft",
             (*_HARDWARE, "sft", "evaluate"),
             ("pretrain/model", "pretrain/evaluation.json", _CONVERSATIONS, *_CHAT_NEEDS),
             ("sft/model", "sft/evaluation.json"),
+            measured_by=("evaluate", "pretrain/evaluation.json"),
         ),
         _stage(
             "preferences",

@@ -48,7 +48,9 @@ def run_recipe(recipe: Recipe, directory: Path, only: list[str] | None = None) -
                 continue
             later = [later for later in downstream(name, recipe) if run.manifest(later) is not None]
             behind = f"; stale with it, if its result differs: {', '.join(later)}" if later else ""
-            if reason not in ("not yet run", "interrupted"):
+            if run.stays_trained(recipe, stage):
+                say(f"{name}: {reason}: it is measured again, not trained again")
+            elif reason not in ("not yet run", "interrupted"):
                 say(f"{name}: stale, {reason}{behind}")
             elif reason == "interrupted":
                 say(f"{name}: goes on where it was interrupted")
