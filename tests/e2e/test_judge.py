@@ -169,7 +169,7 @@ def test_a_reward_that_rises_while_the_judge_falls_is_over_optimised(judged, tmp
     weights["score.weight"] = -weights["score.weight"]
     save_file(weights, run / "reward/judge/model.safetensors", metadata={"format": "pt"})
     changes = {
-        "steps": 24, "evaluate_every": 1, "learning_rate": 3e-3, "value_warmup_steps": 0, "kl_coefficient": 0.0,
+        "steps": 24, "evaluate_every": 1, "learning_rate": 1e-3, "value_warmup_steps": 0, "kl_coefficient": 0.0,
         "kl_target": "null", "missing_end_penalty": 0, "repetition_penalty": 0, "replay.documents": 0,
     }  # fmt: skip
     wide = ("max_kl", "longest_repeat", "length", "bits_per_byte", "answer_bits_per_byte")
