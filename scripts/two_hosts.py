@@ -120,7 +120,8 @@ class Agent:
         return code == 0
 
     def restarts(self) -> int:
-        return self.num_starts - 1 + Path(self.log.name).read_text().count("will restart worker group")
+        # By what the workers say: torchrun tells of a restarted group at a log level that few see.
+        return self.num_starts - 1 + Path(self.log.name).read_text().count("lost contact with another rank")
 
 
 def trial(run: Path, settings: list[str], disturb: Callable[[list[Agent]], None] | None = None) -> int:
