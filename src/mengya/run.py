@@ -168,11 +168,14 @@ class Run:
 
     def stays_trained(self, recipe: Recipe, stage: Stage) -> bool:
         """Whether the stage has trained, and all that changed since is how the result is measured."""
-        manifest, wanted = self.manifest(stage.name), self.wanted(recipe, stage)
-        changed = manifest is not None and manifest["identity"] != sha256_of(wanted)
-        return changed and self._same_training(stage, wanted)
+        manifest = self.manifest(stage.name)
+        if not stage.measured_by or manifest is None:
+            return False  # before `wanted`, which hashes every input
+        wanted = self.wanted(recipe, stage)
+        return manifest["identity"] != sha256_of(wanted) and self._same_training(stage, wanted)
 
     def _same_training(self, stage: Stage, wanted: dict[str, Any]) -> bool:
+        """Whether the stage's checkpoints are of a training that `wanted` asks for too, its `measured_by` left out."""
         directory = self.directory / stage.name
         begun = directory / "started.json"
         if not stage.measured_by or not begun.is_file() or not any(directory.glob("checkpoints/step-*")):

@@ -16,8 +16,9 @@ from road import TINY, Started, mengya, the_only_line
 MADE = (
     "--set", "preferences.method=reference", "--set", "preferences.num_prompts=80", "--set", "preferences.batch_size=4",
     "--set", "preferences.validation_fraction=0.3", "--set", "preferences.max_new_tokens=12",
+    "--set", "preferences.kinds={list: 1, person: 1}",
 )  # fmt: skip
-"""Five parts of 16 prompts. A model of ten seconds of training seldom ends its answers, so references stand against them."""
+"""Five parts of 16 prompts. Lists are asked in few ways, so that some prompt is one that instruction tuning has seen. A model of ten seconds of training seldom ends its answers, so references stand against them."""
 
 
 def _rows(file):
@@ -80,7 +81,7 @@ def test_every_candidate_is_kept_or_counted_with_its_reason_and_said(made_run):
     assert kept["train"]["pairs"] == len(_pairs(run, "train"))
     assert kept["validation"]["pairs"] == len(_pairs(run, "validation"))
     assert counts["prompts"] == pairs["funnel"][1]["pairs"] == counts["answers"]
-    assert dropped, "the tests below look at what fell out"
+    assert dropped["trained_on"] > 0
     assert ", ".join(f"{reason} {count}" for reason, count in dropped.items()) in said
     metrics = _manifest(run)["metrics"]
     assert metrics["preferences.chosen_accuracy"]["value"] == 1
@@ -89,12 +90,11 @@ def test_every_candidate_is_kept_or_counted_with_its_reason_and_said(made_run):
 
 def test_inspect_shows_the_stage_its_pairs_and_what_fell_out(made_run):
     run, _ = made_run
-    reasons = list(_manifest(run)["counts"]["pairs"]["dropped"])
     shown = mengya("inspect", run / "preferences")
     assert shown.returncode == 0, shown.stderr
-    assert all(reason in shown.stdout for reason in reasons)
+    assert "trained_on" in shown.stdout
     assert _pairs(run, "train")[0].source in shown.stdout
-    only = mengya("inspect", run / "preferences", "--reason", reasons[0])
+    only = mengya("inspect", run / "preferences", "--reason", "trained_on")
     assert only.returncode == 0, only.stderr
 
 
