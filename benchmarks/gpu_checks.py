@@ -63,12 +63,12 @@ def attention(machine: Machine) -> dict[str, Any]:
     documents_BT = packed_batch(shape, DOCUMENTS, machine.device).documents_BT
     generator = torch.Generator().manual_seed(0)
     numbers = [torch.randn(B, heads, T, D, generator=generator).to(machine.device) for heads in (H, K, K, H)]
-    on_cpu = AttentionMask.packed(documents_BT.cpu(), torch.float32)
+    on_cpu = AttentionMask.dense(documents_BT.cpu(), torch.float32)
     assert on_cpu.bias_BTS is not None
     bias_BTS = on_cpu.bias_BTS.to(machine.device)
     exact = _with_gradients(lambda q, k, v: _attend_eager(q, k, v, bias_BTS, causal=True), numbers)
     dtype = machine.world.dtype
-    masks = {"sdpa": AttentionMask.packed(documents_BT, dtype)}
+    masks = {"sdpa": AttentionMask.dense(documents_BT, dtype)}
     if has_flex_kernel(machine.device, T, D):
         masks["flex"] = AttentionMask.packed(documents_BT, dtype, blocks=True)
     found: dict[str, Any] = {}

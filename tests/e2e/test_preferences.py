@@ -18,7 +18,8 @@ MADE = (
     "--set", "preferences.validation_fraction=0.3", "--set", "preferences.max_new_tokens=12",
     "--set", "preferences.kinds={list: 1, person: 1}",
 )  # fmt: skip
-"""Five parts of 16 prompts. Lists are asked in few ways, so that some prompt is one that instruction tuning has seen. A model of ten seconds of training seldom ends its answers, so references stand against them."""
+"""Five parts of 16 prompts. Lists are asked in few ways, so that some prompt is one that instruction tuning has seen. A model
+of ten seconds of training seldom ends its answers, so references stand against them."""
 
 
 def _rows(file):

@@ -77,7 +77,7 @@ def test_eager_blocks_equal_scaled_dot_product_attention(num_kv_heads, num_token
     q = torch.randn(2, 4, num_tokens, 16, generator=generator)
     k, v = torch.randn(2, 2, num_kv_heads, num_tokens, 16, generator=generator).unbind(0)
     documents = torch.arange(num_tokens).div(50, rounding_mode="floor").expand(2, -1)
-    mask = AttentionMask.packed(documents, torch.float32)
+    mask = AttentionMask.dense(documents, torch.float32)
     on_gpu = AttentionMask(mask.allowed_BTS, None, causal=True, plain=False)
     expected = attend(q, k, v, on_gpu)
     assert mask.bias_BTS is not None

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mengya.data.packing import IGNORE, PackedBatch
-from mengya.model.attention import AttentionMask, attend, attend_rotated, rotate
+from mengya.model.attention import AttentionMask, attend
 from mengya.model.config import ModelConfig
+from mengya.model.documents import Documents, attend_documents, rotate
 from mengya.model.functions import projections, residual_norm, swiglu
 from mengya.model.transformer import Transformer, rotary_angles
 from mengya.objectives import terms
@@ -93,17 +94,17 @@ def test_attention_with_rotation(dtype, num_tokens):
     positions_BT = torch.stack([torch.arange(T) % 50, torch.arange(T) % 90])
     q = _random(B, T, 4, 8, seed=1, dtype=dtype)
     k, v = (_random(B, T, 2, 8, seed=seed, dtype=dtype) for seed in (2, 3))
-    mask = AttentionMask.packed(documents_BT, dtype)
-    assert mask.bias_BTS is not None
+    allowed_BTS = AttentionMask.dense(documents_BT, dtype).allowed_BTS
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         angles = rotary_angles(positions_BT, config, torch.float64)
         q, k = (rotate(x.transpose(1, 2), *angles) for x in (q, k))
-        allowed = AttentionMask(mask.allowed_BTS, None, causal=True, plain=False)  # takes SDPA
+        allowed = AttentionMask(allowed_BTS, None, causal=True, plain=False)  # takes SDPA
         return attend(q, k, v.transpose(1, 2), allowed)
 
     angles = rotary_angles(positions_BT, config, dtype)
-    _compare(lambda q, k, v: attend_rotated(q, k, v, angles, mask.bias_BTS), plain, [q, k, v], dtype)
+    documents = Documents.packed(documents_BT)
+    _compare(lambda q, k, v: attend_documents(q, k, v, angles, documents), plain, [q, k, v], dtype)
 
 
 @pytest.mark.parametrize("block", [2**26, 97 * 8, 1], ids=["one block", "blocks of 8 rows", "row by row"])
@@ -183,12 +184,15 @@ def test_a_step_in_bf16_is_deterministic_and_near_the_one_in_fp32():
 
 
 def test_layers_traced_by_the_compiler_equal_eager_ones():
-    """The graphs that torch.compile would turn into code, run as they are: that takes seconds, and no C++ compiler."""
+    """The graphs that torch.compile would turn into code, run as they are: that takes seconds, and no C++ compiler.
+
+    Attention by document stays outside of them: every batch has other groups, and would be compiled anew.
+    """
     batch = _batch(50)
     loss, expected = _gradients(_model(), batch)
     model = _model()
     for layer in model.model.layers:
-        layer.compile(backend="aot_eager", fullgraph=True)
+        layer.compile(backend="aot_eager")
     traced_loss, found = _gradients(model, batch)
     assert traced_loss == pytest.approx(loss, rel=1e-6)
     for name, gradient in expected.items():

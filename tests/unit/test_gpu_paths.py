@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mengya.data.packing import IGNORE, PADDING, PackedBatch
 from mengya.data.prefetch import Prefetch
 from mengya.errors import UserError
-from mengya.model import attention, functions
+from mengya.model import attention, functions, texts
 from mengya.model.attention import AttentionMask, attend, document_blocks, has_flex_kernel
 from mengya.model.config import ModelConfig
 from mengya.model.transformer import Transformer
@@ -37,7 +37,7 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Formulas and attention as a GPU gets them, on CPU tensors."""
-    for module in (functions, attention):
+    for module in (functions, attention, texts):
         monkeypatch.setattr(module, "by_hand", lambda x: False)
 
 
@@ -83,7 +83,7 @@ def _assert_close(found: tuple[float, dict[str, Tensor]], expected: tuple[float,
 @settings(max_examples=60, deadline=None)
 def test_blocks_are_those_that_hold_something_to_see(lengths, num_tokens):
     documents = _documents(lengths, num_tokens)
-    allowed = AttentionMask.packed(documents, torch.float32).allowed_BTS
+    allowed = AttentionMask.dense(documents, torch.float32).allowed_BTS
     squares = allowed.view(1, num_tokens // 128, 128, num_tokens // 128, 128)
     mask = document_blocks(documents)
     full = torch.zeros_like(mask.to_dense()[0, 0], dtype=torch.bool)
@@ -104,7 +104,7 @@ def test_flex_attention_equals_the_eager_product(num_kv_heads):
     documents = torch.cat([_documents(lengths, 384) for lengths in ([60, 200, 90], [384], [5, 5, 5, 250])])
     q = torch.randn(3, 4, 384, 16, generator=generator)
     k, v = torch.randn(2, 3, num_kv_heads, 384, 16, generator=generator).unbind(0)
-    expected = attend(q, k, v, AttentionMask.packed(documents, torch.float32))
+    expected = attend(q, k, v, AttentionMask.dense(documents, torch.float32))
     found = attend(q, k, v, AttentionMask.packed(documents, torch.float32, blocks=True))
     torch.testing.assert_close(found, expected)
 
@@ -118,7 +118,7 @@ def test_new_documents_need_no_new_code():
         documents = _documents(lengths, 256)
         with torch.no_grad():
             found = traced(q, k, v, AttentionMask.packed(documents, torch.float32, blocks=True))
-        torch.testing.assert_close(found, attend(q, k, v, AttentionMask.packed(documents, torch.float32)))
+        torch.testing.assert_close(found, attend(q, k, v, AttentionMask.dense(documents, torch.float32)))
     assert counters["stats"]["unique_graphs"] == 1
 
 
@@ -138,7 +138,7 @@ def test_flex_attention_is_chosen_where_it_has_a_kernel(monkeypatch):
 def test_the_plain_formulas_of_a_gpu_equal_the_gradients_by_hand(request):
     expected = _gradients(_model(), _batch())
     request.getfixturevalue("as_on_a_gpu")
-    assert AttentionMask.packed(_batch().documents_BT, torch.float32).bias_BTS is None
+    assert AttentionMask.packed(_batch().documents_BT, torch.float32).allowed_BTS is not None
     _assert_close(_gradients(_model(), _batch()), expected)
 
 
@@ -233,8 +233,9 @@ def test_batches_made_ahead_for_a_gpu_are_pinned(pin):
 # ------------------------------------------------------------------------------------------------------ compiling
 
 
-def test_compiled_layers_share_one_piece_of_code_and_equal_eager_ones():
+def test_compiled_layers_share_one_piece_of_code_and_equal_eager_ones(request):
     expected = _gradients(_model(num_layers=3), _batch())
+    request.getfixturevalue("as_on_a_gpu")
     torch._dynamo.reset()
     counters.clear()
     model = _model(num_layers=3)

@@ -12,9 +12,10 @@ from mengya.data.loader import one_pass
 from mengya.data.packing import Examples
 from mengya.data.shards import TokenShards
 from mengya.evaluate.score import Estimate, proportion, ratio
+from mengya.model.texts import hidden_at
 from mengya.model.transformer import Transformer
 from mengya.objectives.language_model import next_token_loss
-from mengya.objectives.preference import completion_logps
+from mengya.objectives.preference import completion_logps, lengths_to_read
 from mengya.objectives.terms import token_logps
 from mengya.tokenizer.encode import ChatTokenizer
 from mengya.train.parallel import World
@@ -34,7 +35,7 @@ def _completions(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """(places in `sequences`, ids_BT, completion_BT) of batches by length, the longest first.
 
-    Padded on the right, where causal attention cannot see it. `completion_BT` is True from `starts[i]` on.
+    Padded on the right. `completion_BT` is True from `starts[i]` on.
     """
     device = model.output_weight_VC.device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -69,7 +70,7 @@ def sequence_logps_and_entropies(
     logps, entropies = [0.0] * len(sequences), [0.0] * len(sequences)
     for rows, ids_BT, completion_BT in _completions(model, sequences, starts):
         rows_N, columns_N = completion_BT[:, 1:].nonzero(as_tuple=True)
-        logits_NV = model.logits(model.hidden(ids_BT)[rows_N, columns_N])
+        logits_NV = model.logits(hidden_at(model, ids_BT, lengths_to_read(completion_BT), rows_N, columns_N))
         log_p_NV = logits_NV.float().log_softmax(-1)
         entropy_N = -(log_p_NV.exp() * log_p_NV).sum(-1)
         zeros_B = torch.zeros(len(rows), device=ids_BT.device)

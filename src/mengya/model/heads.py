@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mengya.model.attention import AttentionMask
 from mengya.model.config import ModelConfig
+from mengya.model.texts import hidden_at
 from mengya.model.transformer import Decoder, Linear, Transformer, initialize
 
 
@@ -69,7 +70,7 @@ class RewardModel(nn.Module):
     def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """score_B of right-padded texts, each read at its last real token."""
         rows_B = torch.arange(len(ids_BT), device=ids_BT.device)
-        return self.scores_of(self.hidden(ids_BT)[rows_B, lengths_B - 1])
+        return self.scores_of(hidden_at(self, ids_BT, lengths_B, rows_B, lengths_B - 1))
 
 
 class RewardEnsemble(nn.Module):

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.attention import AttentionMask, attend, attend_rotated, rotate
+from mengya.model.attention import AttentionMask, attend
 from mengya.model.config import ModelConfig
+from mengya.model.documents import attend_documents, rotate
 from mengya.model.functions import projections, residual_norm, swiglu
 
 
@@ -72,8 +73,8 @@ class Attention(nn.Module):
         weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         q_BTHD, k_BTKD, v_BTKD = (y.view(B, T, -1, self.head_width) for y in projections(x_BTC, *weights))
         q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
-        if mask.bias_BTS is not None:
-            return self.o_proj(attend_rotated(q_BTHD, k_BTKD, v_BTKD, angles, mask.bias_BTS).view(B, T, -1))
+        if mask.documents is not None:
+            return self.o_proj(attend_documents(q_BTHD, k_BTKD, v_BTKD, angles, mask.documents).view(B, T, -1))
         q_BHTD, k_BKTD, v_BKTD = q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
         q_BHTD, k_BKTD = rotate(q_BHTD, *angles), rotate(k_BKTD, *angles)
         return self.o_proj(attend(q_BHTD, k_BKTD, v_BKTD, mask).reshape(B, T, -1))
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(T, device=ids_BT.device)[None]
         if attention is None:
-            attention = AttentionMask.causal_only(T, self.compute_dtype, ids_BT.device)
+            attention = AttentionMask.whole_rows(ids_BT, self.compute_dtype)
         angles = rotary_angles(positions_BT, self.config, self.compute_dtype)
         x_BTC = self.embed_tokens(ids_BT).to(self.compute_dtype)
         for layer in self.layers:

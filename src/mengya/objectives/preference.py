@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mengya.model.attention import AttentionMask
+from mengya.model.texts import hidden_at
 from mengya.objectives.terms import Terms, token_logps
 
 
@@ -41,15 +42,20 @@ def simpo(mean_margin_B: Tensor, beta: float, margin: float, label_smoothing: fl
     return -(1 - label_smoothing) * logsigmoid(h_B) - label_smoothing * logsigmoid(-h_B)
 
 
+def lengths_to_read(completion_BT: Tensor) -> Tensor:
+    """How many tokens of each row say all of its completion: those before its last one; at least one."""
+    places_T = torch.arange(completion_BT.shape[1], device=completion_BT.device)
+    return (completion_BT * places_T).amax(1).clamp_min(1)
+
+
 def completion_logps(model: Any, ids_BT: Tensor, completion_BT: Tensor) -> Tensor:
     """Σ log p over each row's completion tokens, shape (B).
 
-    `completion_BT[b, t]` says that token t of row b belongs to the answer. Rows are padded on the right, where causal
-    attention cannot look, so padding needs no mask.
+    `completion_BT[b, t]` says that token t of row b belongs to the answer. Rows are padded on the right.
     """
     rows_N, columns_N = completion_BT[:, 1:].nonzero(as_tuple=True)
-    x_BTC = model.hidden(ids_BT)
-    logps_N = token_logps(model.logits(x_BTC[rows_N, columns_N]), ids_BT[rows_N, columns_N + 1])
+    x_NC = hidden_at(model, ids_BT, lengths_to_read(completion_BT), rows_N, columns_N)
+    logps_N = token_logps(model.logits(x_NC), ids_BT[rows_N, columns_N + 1])
     return torch.zeros(len(ids_BT), device=ids_BT.device).index_add(0, rows_N, logps_N)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mengya.evaluate.answers import Answers
 from mengya.model.heads import RewardModel
+from mengya.model.texts import hidden_at
 from mengya.model.transformer import Transformer
 from mengya.objectives.terms import token_logps
 from mengya.settings import RolloutSettings, micro_batch_of
@@ -64,10 +65,12 @@ def lay_out(answers: Answers, device: torch.device) -> Rollout:
     return Rollout(ids_BT, prompt_lengths_B, answer_BA, mask_BA, *[zeros_BA] * 5).to(device)
 
 
-def answer_positions(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """(row, position) of the state from which each answer token was predicted, in the order of `mask_BA`'s entries."""
+def _answer_states(model: Transformer | RewardModel, rollout: Rollout) -> Tensor:
+    """x_NC from which each answer token was predicted, in the order of `mask_BA`'s entries."""
     rows_N, columns_N = rollout.mask_BA.nonzero(as_tuple=True)
-    return rows_N, rollout.prompt_lengths_B[rows_N] + columns_N - 1
+    # The last token of an answer predicts nothing that is asked.
+    lengths_B = (rollout.prompt_lengths_B + rollout.mask_BA.sum(1) - 1).clamp_min(1)
+    return hidden_at(model, rollout.ids_BT, lengths_B, rows_N, rollout.prompt_lengths_B[rows_N] + columns_N - 1)
 
 
 def answer_logps(model: Transformer, rollout: Rollout, *, learns_entropy: bool = False) -> tuple[Tensor, Tensor]:
@@ -75,8 +78,7 @@ def answer_logps(model: Transformer, rollout: Rollout, *, learns_entropy: bool =
 
     The entropy carries a gradient only where it `learns_entropy`: it keeps two tensors of the logits' size.
     """
-    x_BTC = model.hidden(rollout.ids_BT)
-    logits_NV = model.logits(x_BTC[answer_positions(rollout)])
+    logits_NV = model.logits(_answer_states(model, rollout))
     logps_N = token_logps(logits_NV, rollout.answer_BA[rollout.mask_BA])
     with torch.set_grad_enabled(learns_entropy and torch.is_grad_enabled()):
         log_p_NV = logits_NV.float().log_softmax(-1)
@@ -87,8 +89,7 @@ def answer_logps(model: Transformer, rollout: Rollout, *, learns_entropy: bool =
 
 def answer_values(model: RewardModel, rollout: Rollout) -> Tensor:
     """V of the state before each answer token, (B, A), 0 outside the mask."""
-    scores_BT = model.scores(rollout.ids_BT)
-    values_N = scores_BT[answer_positions(rollout)]
+    values_N = model.scores_of(_answer_states(model, rollout))
     return torch.zeros_like(rollout.values_BA).masked_scatter(rollout.mask_BA, values_N)
 
 
