@@ -105,8 +105,10 @@ class Run:
         return Recipe.model_validate(yaml.safe_load(text))
 
     def save_recipe(self, recipe: Recipe) -> None:
-        dumped = recipe.model_dump(mode="json")
-        write_text(self.directory / "recipe.yaml", yaml.safe_dump(dumped, allow_unicode=True, sort_keys=False))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        path = self.directory / "recipe.yaml"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)  # its date says when the recipe changed: the report goes by it
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         path = self.directory / stage / "manifest.json"

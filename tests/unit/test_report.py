@@ -10,7 +10,7 @@ from synthetic_run import STAGE_SECONDS, curves, interrupt, make_run
 
 from mengya.files import read_json, write_json, write_jsonl
 from mengya.report import plots
-from mengya.report.page import view, write_report
+from mengya.report.page import update_report, view, write_report
 from mengya.report.training import delta_table
 from mengya.report.words import as_value, metric_words, shown
 
@@ -121,6 +121,15 @@ def test_a_stage_that_measured_nothing_is_reported_without_numbers(tmp_path):
     assert shown_page["comparison"] is None
     assert shown_page["answers"] is None
     write_report(run)
+
+
+def test_a_page_is_drawn_again_when_something_it_tells_of_is_newer(tmp_path):
+    run = make_run(tmp_path / "r", ("pretrain",))
+    first = update_report(run).stat().st_mtime_ns
+    assert update_report(run).stat().st_mtime_ns == first
+    manifest = run.directory / "pretrain" / "manifest.json"
+    write_json(manifest, read_json(manifest))
+    assert update_report(run).stat().st_mtime_ns > first
 
 
 def test_a_column_nobody_named_still_gets_a_curve(tmp_path):

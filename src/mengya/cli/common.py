@@ -15,13 +15,13 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 def run_stages(recipe_path: Path, out: Path | None, overrides: list[str] | None, only: list[str] | None) -> None:
     """Run these stages (all: None) of a recipe and print where its report is."""
     from mengya.recipe import load_recipe
-    from mengya.report.page import write_report
+    from mengya.report.page import update_report
     from mengya.stages.ranks import with_all_ranks
     from mengya.stages.runner import run_recipe
 
     def lead() -> None:
         recipe = load_recipe(recipe_path, overrides or [])
         run = run_recipe(recipe, out or Path("runs") / recipe.name, only)
-        typer.echo(write_report(run))
+        typer.echo(update_report(run))
 
     with_all_ranks(lead)

@@ -26,7 +26,7 @@ GIB = 2**30
 BYTES_OF_PROCESS = {"cpu": 0.35 * GIB, "cuda": 0.6 * GIB}
 """Python with torch loaded (resident, measured); a CUDA context with its kernels (assumed)."""
 _BLOCK_ROWS = 128
-"""Query rows of a block of the CPU's attention (`model.attention`)."""
+"""Query rows of a block of the CPU's attention (`model.documents`)."""
 _OVER_KEPT = {"cpu": 1.6, "cuda": 1.25}
 """Peak over what autograd keeps: gradients on their way back, and holes in the allocator's memory. On a CPU, where freed memory is
 kept (`train.parallel`), measured on 26m: 0.68 GiB for 1,024 tokens more in fp32, where 0.42 are kept. On CUDA assumed."""
@@ -93,7 +93,8 @@ def activation_bytes(
         numbers += 2 * config.num_heads  # log-sum-exp in fp32
     layer = (numbers + 2) * dtype_bytes  # a norm keeps its factor of each token, too
     layers = config.num_layers * config.width * dtype_bytes + layer if checkpointing else config.num_layers * layer
-    mask = length * (1 + dtype_bytes)
+    # On a CPU the places of every head's vectors among the documents (`model.documents`), else T × T.
+    mask = 16 * (config.num_heads + config.num_kv_heads + 1) if device == "cpu" else length * (1 + dtype_bytes)
     embedding = config.width * (4 + dtype_bytes)
     return float(rows * length * (layers + mask + embedding))
 
