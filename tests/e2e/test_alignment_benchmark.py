@@ -68,6 +68,19 @@ def test_a_finished_run_is_reused_as_it_is(done, tiny_run):
     assert manifest(out / "failure", "ppo")["inputs"]["sft/model"] == manifest(tiny_run, "sft")["outputs"]["sft/model"]
 
 
+def test_grpo_on_arithmetic_is_what_the_recipe_for_it_says(monkeypatch):
+    from mengya.recipe import load_recipe
+
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    stage, overrides = importlib.import_module("alignment_runs").VARIANTS["grpo-arithmetic"]
+    assert stage == "grpo"
+    quickstart, arithmetic = (
+        load_recipe(REPOSITORY / "recipes" / f"{name}.yaml", given)
+        for name, given in (("quickstart", list(overrides)), ("arithmetic", []))
+    )
+    assert quickstart.grpo == arithmetic.grpo
+
+
 def test_the_last_line_and_the_page_hold_the_manifests_numbers(done, tiny_run):
     _, out, page, finished = done
     last = json.loads(finished.stdout.splitlines()[-1])

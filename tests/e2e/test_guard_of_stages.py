@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from mengya.recipe import load_recipe
 from mengya.run import Context, Run
 from mengya.settings import Recipe
 from mengya.stages import STAGES as STAGE_OF
@@ -119,12 +120,11 @@ def test_the_start_is_looked_at_once(tiny_run, monkeypatch):
     assert len(calls) == 2
 
 
-def test_the_seeds_failure_differs_from_the_quickstart_in_ppo_alone():
-    from mengya.recipe import load_recipe
-
+@pytest.mark.parametrize(("name", "stages"), [("seed-failure", {"ppo", "grpo"}), ("arithmetic", {"grpo"})])
+def test_recipes_that_go_on_from_the_quickstart_differ_in_one_stage_alone(name, stages):
     recipes = TINY.parents[2] / "recipes"
     ours, quickstart = (
-        load_recipe(recipes / f"{name}.yaml").model_dump(exclude={"name", "description", "ppo", "grpo"})
-        for name in ("seed-failure", "quickstart")
+        load_recipe(recipes / f"{one}.yaml").model_dump(exclude={"name", "description", *stages})
+        for one in (name, "quickstart")
     )
     assert ours == quickstart, "else a finished quickstart could not be taken for its first stages"
