@@ -23,8 +23,9 @@ help:
 quickstart: .venv/.base
 	$(BIN)/mengya run recipes/quickstart.yaml
 
+# In the order of the files: those of tests/e2e take minutes each, and would otherwise come last, one worker waiting.
 test: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .
