@@ -75,15 +75,22 @@ def test_two_processes_make_the_same_corpus_as_one(alone, texts, tmp_path):
     assert (digest, manifest) == (alone[0], alone[1])
 
 
-def test_a_ray_cluster_of_two_workers_makes_the_same_corpus(alone, texts, tmp_path):
+def test_a_ray_cluster_of_two_workers_makes_the_same_corpus(texts, tmp_path):
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    # Few tasks a phase: for each of them Ray starts a process that imports everything.
+    few, settings = tmp_path / "texts", {"num_processes": 2, "part_characters": 40_000}
+    few.mkdir()
+    for name in ("0.jsonl", "1.jsonl"):
+        shutil.copy(texts / name, few)
+    digest, manifest, rejects = built(few, tmp_path / "here", **settings)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        digest, manifest, rejects = built(texts, tmp_path, executor="ray", num_processes=2)
+        again, same, refused = built(few, tmp_path / "ray", executor="ray", **settings)
     finally:
         ray.shutdown()
-    assert (digest, manifest) == (alone[0], alone[1])
-    assert rejects.counts == alone[2].counts
+    assert manifest["dropped"]["near_duplicate"]["documents"] > 0
+    assert (again, same) == (digest, manifest)
+    assert refused.counts == rejects.counts == {"invalid_json": 2}
 
 
 def _fake_slurm(folder: Path) -> None:
