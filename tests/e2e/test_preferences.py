@@ -93,7 +93,9 @@ def test_inspect_shows_the_stage_its_pairs_and_what_fell_out(made_run):
     run, _ = made_run
     shown = mengya("inspect", run / "preferences")
     assert shown.returncode == 0, shown.stderr
-    assert "trained_on" in shown.stdout
+    reasons = _manifest(run)["counts"]["pairs"]["dropped"]
+    assert "trained_on" in reasons
+    assert all(reason in shown.stdout for reason in reasons)
     assert _pairs(run, "train")[0].source in shown.stdout
     only = mengya("inspect", run / "preferences", "--reason", "trained_on")
     assert only.returncode == 0, only.stderr

@@ -78,14 +78,14 @@ def test_two_processes_make_the_same_corpus_as_one(alone, texts, tmp_path):
 def test_a_ray_cluster_of_two_workers_makes_the_same_corpus(texts, tmp_path):
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     # Few tasks a phase: for each of them Ray starts a process that imports everything.
-    few, settings = tmp_path / "texts", {"num_processes": 2, "part_characters": 40_000}
+    few, size = tmp_path / "texts", 40_000
     few.mkdir()
     for name in ("0.jsonl", "1.jsonl"):
         shutil.copy(texts / name, few)
-    digest, manifest, rejects = built(few, tmp_path / "here", **settings)
+    digest, manifest, rejects = built(few, tmp_path / "here", num_processes=1, part_characters=size)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        again, same, refused = built(few, tmp_path / "ray", executor="ray", **settings)
+        again, same, refused = built(few, tmp_path / "ray", executor="ray", num_processes=2, part_characters=size)
     finally:
         ray.shutdown()
     assert manifest["dropped"]["near_duplicate"]["documents"] > 0

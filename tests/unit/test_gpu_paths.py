@@ -138,7 +138,9 @@ def test_flex_attention_is_chosen_where_it_has_a_kernel(monkeypatch):
 def test_the_plain_formulas_of_a_gpu_equal_the_gradients_by_hand(request):
     expected = _gradients(_model(), _batch())
     request.getfixturevalue("as_on_a_gpu")
-    assert AttentionMask.packed(_batch().documents_BT, torch.float32).allowed_BTS is not None
+    mask = AttentionMask.packed(_batch().documents_BT, torch.float32)
+    assert mask.allowed_BTS is not None
+    assert mask.bias_BTS is None
     _assert_close(_gradients(_model(), _batch()), expected)
 
 
