@@ -12,6 +12,7 @@ L its length, N = n · K matrices; S = Σ n · L slots, into which the B · T to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -226,18 +227,13 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + _BLOCK_ROWS, length)) for start in range(0, length, _BLOCK_ROWS)]
 
 
-_TRIANGLES: dict[tuple[int, torch.dtype], Tensor] = {}
-
-
+@cache
 def _later(size: int, dtype: torch.dtype) -> Tensor:
     """(size, size): the lowest finite number where the column is later than the row, else 0.
 
     Not -inf: a score plus it is a finite weight of exactly 0, whatever the score.
     """
-    if (size, dtype) not in _TRIANGLES:
-        lowest = torch.full((size, size), torch.finfo(dtype).min / 2, dtype=dtype)
-        _TRIANGLES[size, dtype] = lowest.triu(1)
-    return _TRIANGLES[size, dtype]
+    return torch.full((size, size), torch.finfo(dtype).min / 2, dtype=dtype).triu(1)
 
 
 def _product(left_NRS: Tensor, right_NSD: Tensor, into_NGRD: Tensor) -> None:
